@@ -1,0 +1,166 @@
+// Package manifest holds model.toml, the contract between the two halves of the program: convert writes it and
+// everything that runs a model reads it. What differs between families is data here, so the running half never asks
+// which family it has.
+//
+// The format is described field by field in docs/model-folder.md. A reader refuses a folder whose FormatVersion it
+// does not know and a file with keys it does not know: an ignored key would be a silently different model.
+package manifest
+
+// FormatVersion is the version of model.toml that this package reads and writes.
+const FormatVersion = 1
+
+// FileName is the name of the manifest inside a model folder.
+const FileName = "model.toml"
+
+// Manifest is model.toml.
+type Manifest struct {
+	FormatVersion int    `toml:"format_version"`
+	Family        string `toml:"family"`    // informative: printed, never compared
+	Precision     string `toml:"precision"` // what was asked of convert: fp32, fp16, int8, int4 or auto
+	Converter     string `toml:"converter"` // version of the program that wrote the folder
+
+	Source     Source               `toml:"source"`
+	Components map[string]Component `toml:"components"`
+	Picture    *Picture             `toml:"picture,omitempty"` // nil: the model takes no pictures
+	Prompt     Prompt               `toml:"prompt"`
+	Tokens     Tokens               `toml:"tokens"`
+	Decoder    *Decoder             `toml:"decoder,omitempty"` // nil: the model generates no text (scores and embeddings only)
+	Embeddings *Embeddings          `toml:"embeddings,omitempty"`
+	Generation Generation           `toml:"generation"`
+}
+
+// Source says what the folder was made from.
+type Source struct {
+	Name         string       `toml:"name"`         // base name of the checkpoint
+	Architecture string       `toml:"architecture"` // as in config.json
+	Files        []SourceFile `toml:"files"`
+}
+
+// SourceFile is one file of the checkpoint that went into the model.
+type SourceFile struct {
+	Name   string `toml:"name"`
+	Bytes  int64  `toml:"bytes"`
+	SHA256 string `toml:"sha256"` // lower-case hex
+}
+
+// Component is one ONNX graph of the model. Values flow between components by name: a component's input is fed by
+// the tensor of the same name that the picture recipe or an earlier component made.
+type Component struct {
+	File       string           `toml:"file"`           // .onnx, relative to the folder
+	Data       string           `toml:"data,omitempty"` // external data beside it, empty when there is none
+	Parameters int64            `toml:"parameters"`     // elements of the checkpoint tensors it uses
+	Bytes      int64            `toml:"bytes"`          // size of File and Data together
+	Precision  map[string]int64 `toml:"precision"`      // how many parameters are stored as fp32, fp16, int8, int4
+	Inputs     []Port           `toml:"inputs"`
+	Outputs    []Port           `toml:"outputs"`
+}
+
+// Port is one input or output of a component.
+type Port struct {
+	Name  string   `toml:"name"`
+	DType string   `toml:"dtype"` // float32, float16, int64, int32
+	Shape []string `toml:"shape"` // numbers, or names for what varies: "tiles", "tokens"
+}
+
+// Picture says how a picture becomes the model's tensors, and how many placeholder tokens it takes in the prompt.
+type Picture struct {
+	Recipe string `toml:"recipe"` // a recipe that preprocess knows: "clip", "pad"
+	// Stages are the components that turn the recipe's tensors into Features, in the order they run.
+	Stages []string `toml:"stages"`
+	// Features is the tensor that replaces the placeholder embeddings: [pictures·tokens, hidden_size] in prompt order
+	// after its leading dimensions are flattened.
+	Features string `toml:"features"`
+	// TokensPerTile is the number of feature rows of one tile (one picture where the recipe does not tile).
+	TokensPerTile int `toml:"tokens_per_tile"`
+
+	Resample    string    `toml:"resample"`               // nearest, box, bilinear, hamming, bicubic, lanczos: Pillow's filters
+	Height      int       `toml:"height"`                 // of pixel_values
+	Width       int       `toml:"width"`                  // of pixel_values
+	ShortEdge   int       `toml:"short_edge,omitempty"`   // "clip": the shorter edge after the resize, before the crop
+	CropHeight  int       `toml:"crop_height,omitempty"`  // "clip": centre crop; 0 for none
+	CropWidth   int       `toml:"crop_width,omitempty"`   //
+	Background  []int     `toml:"background,omitempty"`   // "pad": RGB of the padding, 0..255
+	RescaleOnly bool      `toml:"rescale_only,omitempty"` // skip the normalisation
+	Mean        []float64 `toml:"mean"`                   // per channel, of values in 0..1
+	Std         []float64 `toml:"std"`
+}
+
+// Prompt says how messages become text and where pictures go in it.
+type Prompt struct {
+	// Template is the chat template's file in the folder, empty when the model has none: prompts are then used raw.
+	Template string `toml:"template,omitempty"`
+	// Placeholder is the text that stands for one picture in the rendered prompt.
+	Placeholder string `toml:"placeholder"`
+	// Expansion names how one placeholder grows before tokenizing. "repeat": Prefix + ImageToken × tokens + Suffix.
+	Expansion  string `toml:"expansion"`
+	ImageToken string `toml:"image_token"`
+	Prefix     string `toml:"prefix,omitempty"`
+	Suffix     string `toml:"suffix,omitempty"`
+	// Caption is the user's text when a picture is to be captioned and nothing was asked.
+	Caption string `toml:"caption"`
+	// RawCaption is the whole prompt of a caption where there is no template.
+	RawCaption string `toml:"raw_caption,omitempty"`
+}
+
+// Tokens are the special tokens. Ids are -1 where the model has none.
+type Tokens struct {
+	Image  int   `toml:"image"` // the id whose embedding is replaced by a feature row
+	BOS    int   `toml:"bos"`
+	EOS    []int `toml:"eos"` // any of these ends generation
+	Pad    int   `toml:"pad"`
+	AddBOS bool  `toml:"add_bos"` // whether encoding a prompt puts BOS first (done by tokenizer.json's post-processor)
+	// Strings are the special tokens by role (bos_token, eos_token, …) as chat templates see them.
+	Strings map[string]string `toml:"strings"`
+}
+
+// Decoder describes the language model's graph; its ports are listed in docs/model-folder.md.
+type Decoder struct {
+	Component    string `toml:"component"` // key in Components
+	Layers       int    `toml:"layers"`
+	HiddenSize   int    `toml:"hidden_size"`
+	Heads        int    `toml:"heads"`
+	KVHeads      int    `toml:"kv_heads"`
+	HeadDim      int    `toml:"head_dim"`
+	VocabSize    int    `toml:"vocab_size"` // columns of logits; may exceed the tokenizer's vocabulary
+	MaxPositions int    `toml:"max_positions"`
+	CacheDType   string `toml:"cache_dtype"` // float32 or float16
+	Rope         *Rope  `toml:"rope,omitempty"`
+}
+
+// Rope describes the rotary embedding's cos/sin tables, which the running half computes and feeds to the decoder.
+// Types are those of transformers' ROPE_INIT_FUNCTIONS.
+type Rope struct {
+	Type  string  `toml:"type"`  // default, linear, dynamic, yarn, llama3
+	Theta float64 `toml:"theta"` // rope_theta
+	// Dim is the number of rotated dimensions of a head (head_dim × partial_rotary_factor).
+	Dim                  int     `toml:"dim"`
+	Factor               float64 `toml:"factor,omitempty"`
+	LowFreqFactor        float64 `toml:"low_freq_factor,omitempty"`  // llama3
+	HighFreqFactor       float64 `toml:"high_freq_factor,omitempty"` // llama3
+	OriginalMaxPositions int     `toml:"original_max_positions,omitempty"`
+	BetaFast             float64 `toml:"beta_fast,omitempty"` // yarn
+	BetaSlow             float64 `toml:"beta_slow,omitempty"` // yarn
+	MScale               float64 `toml:"mscale,omitempty"`    // yarn
+	MScaleAllDim         float64 `toml:"mscale_all_dim,omitempty"`
+	AttentionFactor      float64 `toml:"attention_factor,omitempty"` // yarn; 0: computed from Factor
+	NoTruncate           bool    `toml:"no_truncate,omitempty"`      // yarn: truncate = false
+}
+
+// Embeddings is the token embedding table: File holds Rows × HiddenSize values of DType, row-major, little-endian,
+// and nothing else. It is memory-mapped and looked up in Go.
+type Embeddings struct {
+	File       string  `toml:"file"`
+	DType      string  `toml:"dtype"` // float32, float16, bfloat16: as released
+	Rows       int     `toml:"rows"`
+	HiddenSize int     `toml:"hidden_size"`
+	Scale      float64 `toml:"scale"` // rows are multiplied by this when looked up; 1 for most
+}
+
+// Generation holds the defaults that apply when a request says nothing.
+type Generation struct {
+	MaxNewTokens      int     `toml:"max_new_tokens"`
+	Temperature       float64 `toml:"temperature"` // of the release, informative: glimpse is greedy unless told otherwise
+	TopP              float64 `toml:"top_p"`
+	TopK              int     `toml:"top_k"`
+	RepetitionPenalty float64 `toml:"repetition_penalty"`
+}

@@ -1,0 +1,17 @@
+# Every pinned version and checksum of the set-up. The Makefile includes this file; nothing else names a version.
+# Go modules are pinned by go.mod and go.sum, Rust crates by tokenizer/native/Cargo.lock.
+
+# ONNX Runtime: the shared library inside the PyPI wheel. One fixed interpreter tag, so that the file and its
+# checksum are the same whatever Python the machine has.
+ORT_VERSION      := 1.32.0
+ORT_PY_VERSION   := 3.12
+ORT_PY_ABI       := cp312
+ORT_PLATFORM_x86_64  := manylinux_2_28_x86_64
+ORT_PLATFORM_aarch64 := manylinux_2_28_aarch64
+ORT_SHA256_x86_64    :=
+ORT_SHA256_aarch64   :=
+
+# The Go binding whose module carries the Rust tokenizers crate; must equal go.mod.
+TOKENIZERS_MODULE := github.com/daulet/tokenizers
+# tiktoken-rs replaces a git dependency of that crate, which cannot be fetched everywhere (0.12 does not compile with it).
+TIKTOKEN_RS_VERSION := 0.7

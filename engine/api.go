@@ -1,0 +1,182 @@
+// What the engine takes and gives: the types that server, batch, cmd and verify are written against.
+
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"glimpse/graphs"
+	"glimpse/preprocess"
+)
+
+// Options says how a model folder is opened. Zero values are the defaults in the comments.
+type Options struct {
+	Runtime  *graphs.Runtime // ONNX Runtime; required, and outlives the engine
+	Device   string          // "cpu" (default), "cuda", "auto"
+	DeviceID int             // which accelerator, where the device has several
+	Threads  int             // threads of one operator; 0: ONNX Runtime's choice, the physical cores
+
+	Slots        int // requests that decode together; 0: 4
+	Capacity     int // prompt and answer tokens of one slot; 0: min(max_positions, 4096)
+	PrefillChunk int // prompt tokens of one step; 0: 128
+	PictureBatch int // tiles that go through the picture stages at once; 0: 8
+
+	Limits preprocess.Limits // bounds on the pictures of strangers; zero: preprocess's defaults
+	Logger *slog.Logger      // nil: nothing is logged
+}
+
+// Types of a Part.
+const (
+	PartText  = "text"
+	PartImage = "image"
+)
+
+// Part is one piece of a message: text, or a picture.
+type Part struct {
+	Type    string   // PartText or PartImage
+	Text    string   // of PartText
+	Picture *Picture // of PartImage
+}
+
+// Picture is an encoded picture: PNG, JPEG, WebP, GIF, BMP or TIFF.
+type Picture struct {
+	Data       []byte
+	Source     string // file name or URL, shown in errors
+	IgnoreEXIF bool   // do not turn the picture upright
+}
+
+// Message is one turn of a chat, as the chat template sees it.
+type Message struct {
+	Role    string // "system", "user", "assistant", or what else the template knows
+	Content []Part
+}
+
+// Sampling says how the next token is drawn from the logits. The zero value is greedy. The order is that of
+// transformers' logits processors: repetition penalty, temperature, top-k, top-p, min-p, and then the draw.
+type Sampling struct {
+	Temperature       float64 // 0: greedy, ties to the lowest id; the warpers below then do nothing
+	TopP              float64 // smallest set of tokens whose probability reaches this; 0 and 1: off
+	MinP              float64 // drop tokens less probable than this share of the most probable one; 0: off
+	RepetitionPenalty float64 // of every id already in prompt or answer; 0 and 1: off
+	TopK              int     // 0: off
+	Seed              *uint64 // nil: another seed for each request
+}
+
+// Request is one prompt to answer: Messages through the chat template, or, with Raw, Prompt as it stands.
+type Request struct {
+	Messages []Message
+
+	Raw      bool
+	Prompt   string    // with Raw: contains one placeholder a picture
+	Pictures []Picture // with Raw: in the order of their placeholders
+
+	Sampling
+	MaxTokens int      // 0: the manifest's default; clipped to what the context leaves
+	Stop      []string // the answer ends before the first of these; at most 16
+	Logprobs  int      // 0: none; n: each Token carries its log-probability and the n most probable tokens; at most 20
+	Token     func(Token)
+	// Token, when set, is called for each generated token, in order, from the engine's own goroutine: it must not block
+	// long, nor call the engine. The Texts of all calls together are Result.Text.
+}
+
+// Token is one generated token.
+type Token struct {
+	ID int32
+	// Text is what became final with this token: whole characters only, without special tokens, and without what may
+	// still turn out to be the start of a stop string. Often empty.
+	Text string
+	// Logprob is the natural logarithm of the token's probability in the model's own distribution, before any
+	// penalty, temperature or filter. Set when Request.Logprobs > 0.
+	Logprob float32
+	Top     []Alternative // the Request.Logprobs most probable tokens, best first; the slice is the receiver's
+	Piece   string        // this token's own text, for logprobs listings; may hold a broken character
+	Stop    bool          // the token ended the answer: an EOS, or the last piece of a stop string
+}
+
+// Alternative is a token that could have been drawn.
+type Alternative struct {
+	ID      int32
+	Logprob float32
+	Piece   string
+}
+
+// Why a generation ended.
+const (
+	FinishStop   = "stop"   // an EOS token or a stop string
+	FinishLength = "length" // MaxTokens, or the end of the context
+)
+
+// Result is a finished answer.
+type Result struct {
+	Text           string  // without special tokens and without the stop string
+	TokenIDs       []int32 // all generated ids, the EOS included
+	PromptTokenIDs []int32 // after the expansion of the pictures' placeholders
+	FinishReason   string
+	Usage          Usage
+	Timings        Timings
+}
+
+// Usage counts tokens.
+type Usage struct {
+	PromptTokens     int // picture tokens included
+	CompletionTokens int // the EOS included
+	ImageTokens      int // of PromptTokens, those that pictures take
+}
+
+// Timings says where the time of one request went. Other requests share the machine and, in Prefill and Decode, the steps.
+type Timings struct {
+	Load            time.Duration // of the model, when it was opened
+	Preprocess      time.Duration // template, tokenizer, pictures to tensors
+	Vision          time.Duration // the first picture stage
+	Connector       time.Duration // the later picture stages
+	Queue           time.Duration // waiting for a slot
+	Prefill         time.Duration // admission to the first token
+	Decode          time.Duration // first token to the last
+	TokensPerSecond float64       // tokens after the first one ÷ Decode; 0 when there is one token only
+}
+
+// Errors that RequestError wraps, for errors.Is.
+var (
+	// ErrContextTooLong: the prompt does not fit the context.
+	ErrContextTooLong = errors.New("context length exceeded")
+	// ErrNoDecoder: the model generates no text.
+	ErrNoDecoder = errors.New("the model has no decoder")
+	// ErrNoPictures: the model takes no pictures.
+	ErrNoPictures = errors.New("the model takes no pictures")
+	// ErrPicture: a picture cannot be read, or is larger than the limits allow.
+	ErrPicture = errors.New("unreadable picture")
+)
+
+// ErrClosed is the error of requests that a closing engine did not finish.
+var ErrClosed = errors.New("engine is closed")
+
+// ErrBadLogits is the error of a request whose logits are not numbers: the model or its input is broken.
+var ErrBadLogits = errors.New("the decoder's logits are not finite")
+
+// Codes of a RequestError, as OpenAI's API names them where it does.
+const (
+	CodeContextLength = "context_length_exceeded"
+	CodeInvalid       = "invalid_value"
+	CodeImage         = "invalid_image"
+	CodeUnsupported   = "unsupported"
+)
+
+// RequestError is what the caller did wrong; a server answers 400 with it.
+type RequestError struct {
+	Param   string // the part of the request that is wrong: "messages", "max_tokens", …
+	Message string // one line for whoever made the request
+	Code    string
+	Err     error // one of the errors above, or a cause; may be nil
+}
+
+func (e *RequestError) Error() string { return e.Message }
+
+// Unwrap returns the sentinel or cause.
+func (e *RequestError) Unwrap() error { return e.Err }
+
+func badRequest(param, code string, cause error, format string, args ...any) *RequestError {
+	return &RequestError{Param: param, Code: code, Err: cause, Message: fmt.Sprintf(format, args...)}
+}

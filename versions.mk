@@ -8,8 +8,8 @@ ORT_PY_VERSION   := 3.12
 ORT_PY_ABI       := cp312
 ORT_PLATFORM_x86_64  := manylinux_2_28_x86_64
 ORT_PLATFORM_aarch64 := manylinux_2_28_aarch64
-ORT_SHA256_x86_64    :=
-ORT_SHA256_aarch64   :=
+ORT_SHA256_x86_64    := 99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8
+ORT_SHA256_aarch64   := e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054
 
 # The Go binding whose module carries the Rust tokenizers crate; must equal go.mod.
 TOKENIZERS_MODULE := github.com/daulet/tokenizers

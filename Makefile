@@ -1,0 +1,123 @@
+# glimpse: `make demo` builds everything and captions the sample pictures, `make test` runs the tests.
+# Needs Go, a C compiler with C++ runtime, Rust's cargo and Python's pip. Everything lands in .deps/, bin/ and .cache/.
+#
+#   ORT_LIB=/path/libonnxruntime.so    use this ONNX Runtime instead of fetching one
+#   TOKENIZERS_LIB=/path/libtokenizers.a    use this static library instead of building tokenizer/native
+
+include versions.mk
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+CARGO ?= cargo
+GO ?= go
+
+DEPS := .deps
+LIB := $(DEPS)/lib
+BINDING := $(DEPS)/daulet
+NATIVE := tokenizer/native
+
+# The Go binding asks the linker for -ltokenizers; this is where it lies.
+export CGO_ENABLED := 1
+export CGO_LDFLAGS := -L$(CURDIR)/$(LIB)
+
+ORT_SO := $(LIB)/libonnxruntime.so.$(ORT_VERSION)
+TOKENIZERS_A := $(LIB)/libtokenizers.a
+BINDING_VERSION := $(shell sed -n 's|^.*$(TOKENIZERS_MODULE) \(v[^ ]*\).*|\1|p' go.mod)
+BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
+
+GO_FILES = $(shell find . -name '*.go' -not -path './.*' -not -name '*_test.go') go.mod go.sum $(NATIVE)/glimpse_native.h
+
+.PHONY: all build deps demo test lint fuzz-short native-test clean
+all: build
+
+# ---- set-up ----------------------------------------------------------------------------------------------------------
+
+deps: $(ORT_SO) $(TOKENIZERS_A)
+
+ifdef ORT_LIB
+$(ORT_SO): $(ORT_LIB)
+	mkdir -p $(LIB)
+	install -m 755 $(ORT_LIB) $@.tmp
+	mv $@.tmp $@
+	ln -sf $(@F) $(LIB)/libonnxruntime.so.1
+	ln -sf $(@F) $(LIB)/libonnxruntime.so
+else
+$(ORT_SO): versions.mk scripts/fetch-onnxruntime
+	PYTHON="$(PYTHON)" scripts/fetch-onnxruntime $(DEPS) "$(ORT_VERSION)" "$(ORT_PY_VERSION)" "$(ORT_PY_ABI)" \
+	    "$(ORT_PLATFORM_$(shell uname -m))" "$(ORT_SHA256_$(shell uname -m))"
+endif
+
+ifdef TOKENIZERS_LIB
+$(TOKENIZERS_A): $(TOKENIZERS_LIB)
+	mkdir -p $(LIB)
+	install -m 644 $(TOKENIZERS_LIB) $@
+else
+# The binding's Rust crate is in its Go module; copied because the module cache is read-only and its manifest needs a patch.
+$(BINDING_STAMP): versions.mk $(NATIVE)/patch-binding.sed
+	$(GO) mod download $(TOKENIZERS_MODULE)
+	rm -rf $(BINDING)
+	mkdir -p $(BINDING)
+	dir="$$($(GO) list -m -f '{{.Dir}}' $(TOKENIZERS_MODULE))"; \
+	    cp -R "$$dir"/crates/tokenizers/src "$$dir"/crates/tokenizers/Cargo.toml "$$dir"/LICENSE $(BINDING)/
+	chmod -R u+w $(BINDING)
+	sed -e 's/@TIKTOKEN_RS_VERSION@/$(TIKTOKEN_RS_VERSION)/' $(NATIVE)/patch-binding.sed > $(BINDING)/patch.sed
+	sed -f $(BINDING)/patch.sed $(BINDING)/Cargo.toml > $(BINDING)/Cargo.toml.new
+	mv $(BINDING)/Cargo.toml.new $(BINDING)/Cargo.toml
+	touch $@
+
+$(TOKENIZERS_A): $(BINDING_STAMP) $(NATIVE)/Cargo.toml $(NATIVE)/Cargo.lock $(wildcard $(NATIVE)/src/*.rs)
+	$(CARGO) build --release --locked --manifest-path $(NATIVE)/Cargo.toml --target-dir $(DEPS)/cargo
+	mkdir -p $(LIB)
+	cp $(DEPS)/cargo/release/libtokenizers.a $@
+	$(GO) clean -testcache  # cached results do not depend on this file in Go's eyes
+endif
+
+# ---- build and use ---------------------------------------------------------------------------------------------------
+
+build: bin/glimpse
+
+# Removed first: Go does not look into libtokenizers.a and would find an old binary up to date.
+bin/glimpse: $(GO_FILES) $(ORT_SO) $(TOKENIZERS_A)
+	rm -f $@
+	$(GO) build -trimpath -o $@ ./cmd/glimpse
+
+DEMO_CHECKPOINT := testdata/models/scenes-llava
+
+.cache/demo/model.toml: bin/glimpse $(wildcard $(DEMO_CHECKPOINT)/*)
+	rm -rf .cache/demo
+	mkdir -p .cache
+	bin/glimpse convert $(DEMO_CHECKPOINT) -o .cache/demo
+
+demo: .cache/demo/model.toml
+	$(GO) run ./bench/demo -glimpse bin/glimpse -model .cache/demo -pictures testdata/pictures
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+test: deps
+	$(GO) vet ./...
+	$(GO) test ./...
+
+lint:
+	@unformatted="$$(gofmt -l $$(find . -name '*.go' -not -path './.*'))"; \
+	    if [ -n "$$unformatted" ]; then echo "gofmt these files:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) test -count=1 -run '^TestArchitecture' .
+
+# Every fuzz target of every package for a few seconds each.
+FUZZTIME ?= 10s
+fuzz-short: deps
+	for package in $$($(GO) list ./...); do \
+	    for target in $$($(GO) test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+	        $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
+	    done; \
+	done
+
+# The Rust side's own tests.
+native-test: $(BINDING_STAMP)
+	$(CARGO) test --release --locked --manifest-path $(NATIVE)/Cargo.toml --target-dir $(DEPS)/cargo
+
+clean:
+	rm -rf bin .cache

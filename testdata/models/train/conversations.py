@@ -39,22 +39,18 @@ class Rows:
     turns: list[list[Turn]]
 
 
-def training_turns(drawn: scenes.Scene, questions: int, rng: random.Random) -> list[Turn]:
-    """The caption and a few questions of different kinds, with some variety in how they are put."""
+def training_turns(drawn: scenes.Scene, rng: random.Random) -> list[Turn]:
+    """The caption and one question of every kind in any order, with some variety in how they are put."""
     prompt = llama_tokenizer.CAPTION_PROMPT
     if rng.random() < 0.1:
         prompt = rng.choice(llama_tokenizer.OTHER_CAPTION_PROMPTS)
     turns = [Turn("caption", prompt, drawn.caption())]
-    by_kind: dict[str, list[scenes.Question]] = {}
-    for question in drawn.questions(rng):
-        by_kind.setdefault(question.kind, []).append(question)
-    for kind in rng.sample(sorted(by_kind), min(questions, len(by_kind))):
-        question = rng.choice(by_kind[kind])
-        turns.append(Turn(kind, _worded(question.text, rng), question.answer))
+    for question in drawn.one_question_of_each_kind(rng):
+        turns.append(Turn(question.kind, _worded(question.text, rng), question.answer))
     return turns
 
 
-def test_turns(drawn: scenes.Scene, rng: random.Random, every_question: bool = True) -> list[Turn]:
+def test_turns(drawn: scenes.Scene, rng: random.Random) -> list[Turn]:
     """The caption by the product's default prompt, and the questions with the usual instruction."""
     turns = [Turn("caption", llama_tokenizer.CAPTION_PROMPT, drawn.caption())]
     for question in drawn.questions(rng):
@@ -102,10 +98,25 @@ class Packer:
             self._branches[turn] = (whole[skipped:] + [self._end], len(prompt) - skipped)
         return self._branches[turn]
 
-    def pack(self, conversations: list[list[Turn]], multiple_of: int = 1) -> Rows:
+    def fitting(self, turns: list[Turn], length: int) -> list[Turn]:
+        """The turns in their order, without those for which a row of this length has no room left."""
+        room = length - len(self.prefix)
+        fit = []
+        for turn in turns:
+            needed = len(self.branch(turn)[0])
+            if needed <= room:
+                fit.append(turn)
+                room -= needed
+        return fit
+
+    def pack(self, conversations: list[list[Turn]], length: int | None = None) -> Rows:
+        """One row a conversation list, padded on the right to `length` (the longest row's where it is not given)."""
         rows = [self._row(turns) for turns in conversations]
-        length = max(len(row[0]) for row in rows)
-        length = (length + multiple_of - 1) // multiple_of * multiple_of
+        longest = max(len(row[0]) for row in rows)
+        if length is None:
+            length = longest
+        elif length < longest:
+            raise ValueError(f"a row of {longest} tokens does not fit into {length}")
         fillers = (self._pad, IGNORED, 0, PADDING_SEGMENT)
         columns = []
         for column, filler in enumerate(fillers):

@@ -17,6 +17,7 @@ from conversations import IGNORED, Rows
 IMAGE_SIZE = 64
 PATCH_SIZE = 8
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
+PLACEHOLDERS = slice(4, 4 + IMAGE_TOKENS)  # after <s>, ▁USER, : and ▁
 CONTEXT_LENGTH = 512
 EXPORT_DTYPE = torch.float16  # what the released LLaVA-1.5 is stored in
 
@@ -74,15 +75,30 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Ten
     return model.model.multi_modal_projector(hidden[:, 1:])
 
 
-def answer_logits(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Logits [learnt tokens, vocabulary] at the places whose next token belongs to an answer, row by row."""
+def text_hidden_states(
+    model: LlavaForConditionalGeneration,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    may_attend: torch.Tensor,
+    position_ids: torch.Tensor,
+) -> torch.Tensor:
+    """[rows, length, text hidden]: one picture a row, its placeholders where PLACEHOLDERS says."""
     features = image_features(model, pixel_values)
-    embeddings = model.model.language_model.embed_tokens(rows.input_ids)
-    first = int((rows.input_ids[0] == model.config.image_token_id).nonzero()[0])
-    embeddings = torch.cat([embeddings[:, :first], features.to(embeddings.dtype), embeddings[:, first + IMAGE_TOKENS :]], 1)
-    hidden = model.model.language_model(
-        inputs_embeds=embeddings, attention_mask=rows.may_attend, position_ids=rows.position_ids, use_cache=False
+    embeddings = model.model.language_model.embed_tokens(input_ids)
+    before, after = embeddings[:, : PLACEHOLDERS.start], embeddings[:, PLACEHOLDERS.stop :]
+    return model.model.language_model(
+        inputs_embeds=torch.cat([before, features, after], 1),
+        attention_mask=may_attend,
+        position_ids=position_ids,
+        use_cache=False,
     ).last_hidden_state
+
+
+def answer_logits(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor, rows: Rows, forward=text_hidden_states) -> torch.Tensor:
+    """Logits [learnt tokens, vocabulary] at the places whose next token belongs to an answer, row by row."""
+    if not (rows.input_ids[:, PLACEHOLDERS] == model.config.image_token_id).all():
+        raise ValueError(f"the picture's placeholders are not at {PLACEHOLDERS}")
+    hidden = forward(model, pixel_values, rows.input_ids, rows.may_attend, rows.position_ids)
     return model.lm_head(hidden[rows.labels != IGNORED])
 
 

@@ -120,6 +120,13 @@ class Scene:
             *_presence_questions(self, rng),
         ]
 
+    def one_question_of_each_kind(self, rng: random.Random) -> list[Question]:
+        """In any order."""
+        by_kind: dict[str, list[Question]] = {}
+        for question in self.questions(rng):
+            by_kind.setdefault(question.kind, []).append(question)
+        return [rng.choice(by_kind[kind]) for kind in rng.sample(sorted(by_kind), len(by_kind))]
+
 
 def scene(index: int, options: SceneOptions = SceneOptions(), stream: str = "scenes") -> Scene:
     """Scene number `index` of a stream. Streams are independent of each other."""
@@ -327,7 +334,7 @@ def _position_questions(scene_: Scene, rng: random.Random) -> list[Question]:
     if rng.random() < 0.5:
         first, second, relation = second, first, OPPOSITE[relation]
     a, b = _name(scene_, first), _name(scene_, second)
-    choice = f"left or right of" if relation in ("left", "right") else "above or below"
+    choice = "left or right of" if relation in ("left", "right") else "above or below"
     return [
         Question("position", f"Where is the {a} relative to the {b}?", relation),
         Question("position", f"Is the {a} {choice} the {b}?", relation),

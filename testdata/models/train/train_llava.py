@@ -32,7 +32,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
-    parser.add_argument("--questions", type=int, default=3, help="questions a picture, beside its caption")
+    parser.add_argument("--row-length", type=int, default=160, help="tokens a picture: its caption and what questions fit")
+    parser.add_argument("--compile", action="store_true", help="compile the forward pass (needs a C++ compiler)")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--warmup", type=float, default=0.04, help="share of the schedule")
@@ -55,6 +56,9 @@ class Run:
         self.model = llava_model.new_model(self.tokenizer)
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=options.learning_rate, betas=(0.9, 0.98))
+        self.forward = llava_model.text_hidden_states
+        if options.compile:
+            self.forward = torch.compile(self.forward, dynamic=False)
         self.step = 0
         self.next_scene = 0
         self.seconds = 0.0
@@ -73,7 +77,6 @@ class Run:
         options = self.options
         started = time.monotonic() - self.seconds
         losses: list[float] = []
-        right = 0.0
         while self.step < options.steps and self.seconds < options.minutes * 60:
             progress = max(self.step / options.steps, self.seconds / 60 / options.minutes)
             for group in self.optimizer.param_groups:
@@ -90,7 +93,7 @@ class Run:
 
     def _train_step(self) -> float:
         pictures, rows = self._next_batch()
-        logits = llava_model.answer_logits(self.model, pictures, rows)
+        logits = llava_model.answer_logits(self.model, pictures, rows, self.forward)
         loss = torch.nn.functional.cross_entropy(logits, rows.labels[rows.labels != conversations.IGNORED])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -107,8 +110,10 @@ class Run:
             if len(batch) == self.options.batch:
                 self.next_scene = index + 1
                 break
-        turns = [conversations.training_turns(drawn, self.options.questions, rng) for drawn in batch]
-        return pixels.pixel_values([drawn.draw() for drawn in batch], llava_model.IMAGE_SIZE), self.packer.pack(turns)
+        length = self.options.row_length
+        turns = [self.packer.fitting(conversations.training_turns(drawn, rng), length) for drawn in batch]
+        pictures = pixels.pixel_values([drawn.draw() for drawn in batch], llava_model.IMAGE_SIZE)
+        return pictures, self.packer.pack(turns, length)
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -1,0 +1,158 @@
+// Package golden reads golden sets: folders with cases.json, what upstream answers to each case, and golden.safetensors,
+// the arrays on its way there. Both are bounded before anything is allocated: a golden set may come from anywhere.
+package golden
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// maxCasesBytes bounds cases.json; real ones have 50 KiB.
+const maxCasesBytes = 64 << 20
+
+// Set is a golden set.
+type Set struct {
+	Name   string
+	Folder string
+	Cases  []Case
+	Arrays *Arrays
+}
+
+// Case is one prompt and what upstream made of it.
+type Case struct {
+	ID              string          `json:"id"`
+	Kind            string          `json:"kind"` // empty means "generate"
+	Images          []string        `json:"images"`
+	Videos          []string        `json:"videos"`
+	Audios          []string        `json:"audios"`
+	Messages        []Message       `json:"messages"`
+	Prompt          *string         `json:"prompt"`
+	ProcessorKwargs json.RawMessage `json:"processor_kwargs"`
+	Options         Options         `json:"options"`
+	RawTolerance    json.RawMessage `json:"tolerance"`
+	Expected        Expected        `json:"expected"`
+	// Arrays maps a name ("pixel_values") to a key of golden.safetensors ("caption.pixel_values").
+	Arrays map[string]string `json:"arrays"`
+}
+
+// Message is a chat turn; Content is a list of parts, or a string in some sets.
+type Message struct {
+	Role    string          `json:"role"`
+	Content json.RawMessage `json:"content"`
+}
+
+// Part is one piece of a message.
+type Part struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
+// Options are what a case asks for beside its prompt.
+type Options struct {
+	EXIF *bool `json:"exif"` // nil means true
+}
+
+// Expected is what upstream computed. Nil slices and pointers were not recorded.
+type Expected struct {
+	PromptText     *string `json:"prompt_text"`
+	InputIDs       []int32 `json:"input_ids"`
+	NumImageTokens *int    `json:"num_image_tokens"`
+	GeneratedIDs   []int32 `json:"generated_ids"`
+	Text           *string `json:"text"`
+	Finish         string  `json:"finish"`
+	IDsStable      bool    `json:"ids_stable"`
+}
+
+// Parts returns the message's content as parts.
+func (m Message) Parts() ([]Part, error) {
+	var text string
+	if json.Unmarshal(m.Content, &text) == nil {
+		return []Part{{Type: "text", Text: text}}, nil
+	}
+	var parts []Part
+	if err := json.Unmarshal(m.Content, &parts); err != nil {
+		return nil, fmt.Errorf("content of a %s message: %w", m.Role, err)
+	}
+	return parts, nil
+}
+
+// PixelTolerance returns the largest allowed difference of pixel_values that the case states, 0 when it states none.
+func (c Case) PixelTolerance() float64 {
+	var t struct {
+		PixelValues float64 `json:"pixel_values"`
+	}
+	if json.Unmarshal(c.RawTolerance, &t) != nil { // some sets have a sentence here
+		return 0
+	}
+	return t.PixelValues
+}
+
+// Read reads folder/cases.json and opens folder/golden.safetensors. The caller closes the set.
+func Read(folder string) (*Set, error) {
+	raw, err := readBounded(filepath.Join(folder, "cases.json"), maxCasesBytes)
+	if err != nil {
+		return nil, fmt.Errorf("read golden set: %w", err)
+	}
+	set, err := parseCases(raw)
+	if err != nil {
+		return nil, fmt.Errorf("read golden set %s: cases.json: %w", folder, err)
+	}
+	set.Folder = folder
+	if set.Name == "" {
+		set.Name = filepath.Base(folder)
+	}
+	set.Arrays, err = OpenArrays(filepath.Join(folder, "golden.safetensors"))
+	if err != nil {
+		return nil, fmt.Errorf("read golden set %s: %w", folder, err)
+	}
+	return set, nil
+}
+
+func parseCases(raw []byte) (*Set, error) {
+	var file struct {
+		Name  string `json:"name"`
+		Cases []Case `json:"cases"`
+	}
+	if err := json.Unmarshal(raw, &file); err != nil {
+		return nil, err
+	}
+	if len(file.Cases) == 0 {
+		return nil, errors.New("it holds no cases")
+	}
+	seen := map[string]bool{}
+	for i, c := range file.Cases {
+		if c.ID == "" {
+			return nil, fmt.Errorf("case %d has no id", i)
+		}
+		if seen[c.ID] {
+			return nil, fmt.Errorf("two cases have the id %q", c.ID)
+		}
+		seen[c.ID] = true
+		for _, name := range c.Images {
+			if !filepath.IsLocal(name) {
+				return nil, fmt.Errorf("case %s: the image %q is not in the media folder", c.ID, name)
+			}
+		}
+	}
+	return &Set{Name: file.Name, Cases: file.Cases}, nil
+}
+
+// Media returns the path of one of the case's pictures; they lie beside the golden sets.
+func (s *Set) Media(name string) string { return filepath.Join(s.Folder, "..", "media", name) }
+
+// Close closes the arrays.
+func (s *Set) Close() error { return s.Arrays.Close() }
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, fmt.Errorf("%s has %d bytes; at most %d are read", path, info.Size(), limit)
+	}
+	return os.ReadFile(path)
+}

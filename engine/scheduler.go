@@ -1,0 +1,322 @@
+// Continuous batching: one goroutine owns the decoder and its slots, and runs step after step.
+//
+// Each turn of the loop lets go of requests that were cancelled, admits waiting ones to free slots (the lowest first, so
+// that decode steps stay narrow), runs one chunk of the oldest unfinished prompt and then one token for every sequence
+// that decodes. A long prompt therefore delays running streams by a chunk at a time, never by the whole prompt.
+//
+// What must stay true: a row's tokens depend on nothing but its own ids, features and settings, whatever the company.
+// All steps are made by build, which turns "slot → number of new tokens" into a step; prompt chunks and decode rows
+// can share one when the engine wants that.
+//
+// The steady state allocates nothing: buffers are made once, for the widest step.
+
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// schedulerConfig is what the loop must know of the decoder.
+type schedulerConfig struct {
+	slotCount, chunk int
+	hidden, vocab    int
+	// embed writes the embedding of id to dst, hidden_size values.
+	embed func(dst []float32, id int32) error
+	// ropeLimit is the length above which rotary tables depend on the length of the sequence; 0: they never do.
+	ropeLimit int
+	logger    *slog.Logger
+}
+
+type scheduler struct {
+	schedulerConfig
+	stepper stepper
+
+	incoming chan *sequence
+	ctx      context.Context // ends when the engine closes
+	stop     context.CancelFunc
+	finished chan struct{}
+
+	// The rest belongs to the loop's goroutine.
+	waiting  []*sequence
+	slots    []*sequence // nil where free
+	active   int         // slots in use
+	admitted uint64
+	step     *step
+	take     []int // per slot: new tokens in the step under construction
+	scratch  *samplerScratch
+}
+
+// newScheduler starts the loop.
+func newScheduler(s stepper, cfg schedulerConfig) *scheduler {
+	d := &scheduler{
+		schedulerConfig: cfg,
+		stepper:         s,
+		incoming:        make(chan *sequence),
+		finished:        make(chan struct{}),
+		slots:           make([]*sequence, cfg.slotCount),
+		step:            newStep(cfg.slotCount),
+		take:            make([]int, cfg.slotCount),
+		scratch:         newSamplerScratch(cfg.vocab),
+	}
+	d.ctx, d.stop = context.WithCancel(context.Background())
+	go d.loop()
+	return d
+}
+
+// close ends every request with ErrClosed and waits for the loop.
+func (d *scheduler) close() {
+	d.stop()
+	<-d.finished
+}
+
+// run has the sequence answered and waits for it. When it returns the loop no longer knows the sequence.
+func (d *scheduler) run(q *sequence) error {
+	q.done = make(chan struct{})
+	q.submittedAt = time.Now()
+	select {
+	case d.incoming <- q:
+	case <-q.ctx.Done():
+		return context.Cause(q.ctx)
+	case <-d.finished:
+		return ErrClosed
+	}
+	<-q.done
+	return q.err
+}
+
+func (d *scheduler) loop() {
+	defer close(d.finished)
+	for d.receive() {
+		d.turn()
+	}
+	d.endAll(ErrClosed)
+}
+
+// receive takes in new requests; it waits for one when there is nothing else to do. It returns false when the engine closes.
+func (d *scheduler) receive() bool {
+	if d.active == 0 && len(d.waiting) == 0 {
+		select {
+		case q := <-d.incoming:
+			d.waiting = append(d.waiting, q)
+		case <-d.ctx.Done():
+			return false
+		}
+	}
+	for {
+		select {
+		case q := <-d.incoming:
+			d.waiting = append(d.waiting, q)
+		case <-d.ctx.Done():
+			return false
+		default:
+			return true
+		}
+	}
+}
+
+// turn is one round: leave, admit, prefill a chunk, decode a token.
+func (d *scheduler) turn() {
+	d.dropCancelled()
+	d.admit()
+	if q := d.oldestPrefill(); q != nil {
+		d.only(q.slot, min(d.chunk, q.waiting()))
+	}
+	d.decode()
+}
+
+func (d *scheduler) dropCancelled() {
+	for _, q := range d.slots {
+		if q != nil && q.ctx.Err() != nil {
+			d.end(q, context.Cause(q.ctx))
+		}
+	}
+	kept := d.waiting[:0]
+	for _, q := range d.waiting {
+		if q.ctx.Err() != nil {
+			d.end(q, context.Cause(q.ctx))
+		} else {
+			kept = append(kept, q)
+		}
+	}
+	clear(d.waiting[len(kept):])
+	d.waiting = kept
+}
+
+// admit gives free slots, lowest first, to the requests that have waited longest.
+func (d *scheduler) admit() {
+	for slot := 0; slot < len(d.slots) && len(d.waiting) > 0; slot++ {
+		if d.slots[slot] != nil {
+			continue
+		}
+		q := d.waiting[0]
+		n := copy(d.waiting, d.waiting[1:])
+		d.waiting[n] = nil
+		d.waiting = d.waiting[:n]
+		d.admitted++
+		q.slot, q.admitted, q.admittedAt = slot, d.admitted, time.Now()
+		for _, id := range q.ids {
+			q.sampler.observe(id)
+		}
+		d.slots[slot] = q
+		d.active++
+	}
+}
+
+// prefilling reports whether prompt tokens are left beyond what a decode step takes.
+func (q *sequence) prefilling() bool { return q.cached < q.prompt }
+
+// oldestPrefill returns the sequence whose prompt goes on next: first come, first served, so that a second prompt does
+// not delay the first token of the first.
+func (d *scheduler) oldestPrefill() *sequence {
+	var oldest *sequence
+	for _, q := range d.slots {
+		if q != nil && q.prefilling() && (oldest == nil || q.admitted < oldest.admitted) {
+			oldest = q
+		}
+	}
+	return oldest
+}
+
+// decode runs one token of every decoding sequence in one step. A sequence whose rotary tables are its own steps alone.
+func (d *scheduler) decode() {
+	last := -1
+	for i, q := range d.slots {
+		d.take[i] = 0
+		if q != nil && !q.prefilling() && d.ropeLength(q, 1) == 0 {
+			d.take[i], last = 1, i
+		}
+	}
+	if last >= 0 {
+		d.advance(0, last+1)
+	}
+	if d.ropeLimit == 0 {
+		return
+	}
+	for i, q := range d.slots {
+		if q != nil && !q.prefilling() && d.ropeLength(q, 1) > 0 {
+			d.only(i, 1)
+		}
+	}
+}
+
+// only steps one slot by n tokens.
+func (d *scheduler) only(slot, n int) {
+	d.take[slot] = n
+	d.advance(slot, 1)
+}
+
+// ropeLength returns which rotary tables the next n tokens of a sequence want; 0 for the common ones.
+//
+// With dynamic NTK scaling upstream computes the tables anew whenever the sequence outgrows the original context, from
+// its length at that forward pass; keys in the cache keep the rotation they were made with. A prompt is one forward pass
+// there, however many chunks it is here, so all its chunks use the tables of the whole prompt.
+func (d *scheduler) ropeLength(q *sequence, n int) int {
+	length := max(q.cached+n, q.prompt)
+	if d.ropeLimit == 0 || length <= d.ropeLimit {
+		return 0
+	}
+	return length
+}
+
+// advance builds the step of n slots from first on, as take says, runs it, and gives each sequence its logits. An error
+// of the decoder ends the sequences of the step and no other.
+func (d *scheduler) advance(first, n int) {
+	err := d.build(first, n)
+	if err == nil {
+		err = d.stepper.run(d.ctx, d.step)
+	}
+	row := 0
+	for i := first; i < first+n; i++ {
+		q, take := d.slots[i], d.take[i]
+		if take == 0 {
+			continue
+		}
+		if err != nil {
+			d.end(q, fmt.Errorf("run the decoder: %w", err))
+			continue
+		}
+		q.cached += take
+		if q.waiting() > 0 {
+			continue // a chunk in the middle of the prompt
+		}
+		logits := d.stepper.logits(row)
+		row++
+		if q.accept(logits, d.scratch) {
+			d.end(q, q.err)
+		}
+	}
+}
+
+// build lays out the step and copies its embeddings and feature rows.
+func (d *scheduler) build(first, n int) error {
+	s := d.step
+	s.reset(first)
+	for i := first; i < first+n; i++ {
+		q, take := d.slots[i], d.take[i]
+		past := 0
+		if q != nil {
+			past = q.cached
+		}
+		s.add(past, take, take > 0 && take == q.waiting())
+		if take > 0 {
+			s.ropeLength = d.ropeLength(q, take)
+		}
+	}
+	rows := d.stepper.embeds(s.tokens)
+	for i := first; i < first+n; i++ {
+		if take := d.take[i]; take > 0 {
+			if err := d.fill(rows[:take*d.hidden], d.slots[i]); err != nil {
+				return err
+			}
+			rows = rows[take*d.hidden:]
+		}
+	}
+	return nil
+}
+
+// fill writes the input rows of the sequence's next tokens.
+func (d *scheduler) fill(rows []float32, q *sequence) error {
+	for at := q.cached; len(rows) > 0; at++ {
+		row := rows[:d.hidden]
+		rows = rows[d.hidden:]
+		id := q.ids[at]
+		if at < q.prompt && id == q.imageToken && len(q.features) > 0 {
+			copy(row, q.features[q.nextFeature*d.hidden:(q.nextFeature+1)*d.hidden])
+			q.nextFeature++
+		} else if err := d.embed(row, id); err != nil {
+			return err
+		}
+		if at < q.prompt {
+			q.trace.embedding(row)
+		}
+	}
+	return nil
+}
+
+// end lets go of a sequence and hands it back to its request.
+func (d *scheduler) end(q *sequence, err error) {
+	if q.slot < len(d.slots) && d.slots[q.slot] == q {
+		d.slots[q.slot] = nil
+		d.active--
+	}
+	if err != nil && d.ctx.Err() != nil {
+		err = ErrClosed // whatever the decoder called the interruption
+	}
+	q.err, q.endAt = err, time.Now()
+	close(q.done)
+}
+
+func (d *scheduler) endAll(err error) {
+	for _, q := range d.slots {
+		if q != nil {
+			d.end(q, err)
+		}
+	}
+	for _, q := range d.waiting {
+		d.end(q, err)
+	}
+	d.waiting = nil
+}

@@ -1,0 +1,120 @@
+// One request on its way through the scheduler.
+
+package engine
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// sequence is a prompt, the answer so far and what is needed to go on. Until submit it belongs to the request's
+// goroutine, then to the scheduler's, and after done is closed to the request's again.
+type sequence struct {
+	ctx context.Context
+
+	// ids are the prompt's and then the answer's. Capacity is reserved for the whole answer.
+	ids    []int32
+	prompt int // how many of ids are the prompt's
+	cached int // how many of ids have their keys and values in the slot
+	maxNew int
+
+	// Rows of features stand in for the embeddings of the prompt's image tokens, in order.
+	features    []float32
+	imageToken  int32
+	nextFeature int // row to be used next
+
+	sampler  *sampler
+	eos      []int32
+	text     textStream
+	stopper  stopper
+	answer   []byte // final text
+	token    func(Token)
+	logprobs int
+	piece    func(id int32) string // a token's own text, for listings of log-probabilities
+	trace    *traceSink            // nil unless traced
+
+	slot     int
+	admitted uint64 // order of admission
+	finish   string
+	err      error
+	done     chan struct{}
+
+	submittedAt, admittedAt, firstAt, endAt time.Time
+}
+
+// textStream turns ids into text that never ends within a character.
+type textStream interface {
+	// push returns the text that became final with id.
+	push(id int32) (string, error)
+	// flush returns what was held back, broken characters as U+FFFD.
+	flush() (string, error)
+}
+
+// waiting returns how many tokens are known but not in the cache: 1 while decoding, more during prefill.
+func (q *sequence) waiting() int { return len(q.ids) - q.cached }
+
+// generated returns the answer's ids so far.
+func (q *sequence) generated() []int32 { return q.ids[q.prompt:] }
+
+// accept takes the logits that follow the last id, draws the next one and hands it out. It reports whether the answer
+// is finished; then finish or err is set.
+func (q *sequence) accept(logits []float32, w *samplerScratch) bool {
+	id, err := q.sampler.next(logits, w)
+	if err != nil {
+		q.err = err
+		return true
+	}
+	q.trace.logits(logits)
+	tok := Token{ID: id}
+	if q.logprobs > 0 {
+		tok.Logprob, tok.Top = logprobs(logits, id, q.logprobs)
+		tok.Piece = q.piece(id)
+		for i := range tok.Top {
+			tok.Top[i].Piece = q.piece(tok.Top[i].ID)
+		}
+	}
+	q.ids = append(q.ids, id)
+	q.sampler.observe(id)
+	if q.firstAt.IsZero() {
+		q.firstAt = time.Now()
+	}
+	if err := q.extend(&tok); err != nil {
+		q.err = err
+		return true
+	}
+	if q.token != nil {
+		q.token(tok)
+	}
+	return q.finish != ""
+}
+
+// extend adds the token's text to the answer and decides whether it is the last.
+func (q *sequence) extend(tok *Token) error {
+	eos := slices.Contains(q.eos, tok.ID)
+	last := eos || len(q.generated()) >= q.maxNew
+	var piece string
+	var err error
+	if !eos {
+		if piece, err = q.text.push(tok.ID); err != nil {
+			return err
+		}
+	}
+	if last {
+		rest, err := q.text.flush()
+		if err != nil {
+			return err
+		}
+		piece += rest
+	}
+	text, stopped := q.stopper.push(piece, last)
+	switch {
+	case eos || stopped:
+		q.finish, tok.Stop = FinishStop, true
+	case last:
+		q.finish = FinishLength
+	}
+	tok.Text = text
+	q.answer = append(q.answer, text...)
+	return nil
+}

@@ -1,0 +1,50 @@
+// One run of the decoder: which slots it covers and how many new tokens each of them brings.
+
+package engine
+
+import "context"
+
+// stepper runs steps of a decoder whose keys and values live in an arena of slots. The scheduler's goroutine is its
+// only user. The implementation over ONNX Runtime is decoder; tests have one that computes nothing.
+type stepper interface {
+	// embeds returns the packed [tokens, hidden_size] input of the next step for the caller to fill.
+	embeds(tokens int) []float32
+	// run runs the step on the rows written to embeds. The caches of its slots grow by their new tokens, in place.
+	run(ctx context.Context, s *step) error
+	// logits returns the row of vocab_size logits of the i-th of s.wanted. It is valid until the next run.
+	logits(i int) []float32
+}
+
+// step is the layout of one run. Slots first..first+slots−1 take part; slot first+b has past[b] tokens in its cache and
+// brings fresh[b] new ones, 0 for a slot that is idle or waits. Packed rows are slot by slot.
+type step struct {
+	first, slots int
+	past, fresh  []int32
+	tokens       int     // sum of fresh
+	sequence     int     // max of fresh
+	wanted       []int64 // packed rows whose logits are asked for
+	// ropeLength is 0 where the common rotary tables hold. Otherwise the tables are those of a sequence of this length
+	// (dynamic NTK scaling beyond the original context), and the step has one slot.
+	ropeLength int
+}
+
+func newStep(slots int) *step {
+	return &step{past: make([]int32, 0, slots), fresh: make([]int32, 0, slots), wanted: make([]int64, 0, slots)}
+}
+
+// reset empties the step and puts its first slot at first.
+func (s *step) reset(first int) {
+	*s = step{first: first, past: s.past[:0], fresh: s.fresh[:0], wanted: s.wanted[:0]}
+}
+
+// add appends the next slot. wantLogits asks for the logits of its last new token.
+func (s *step) add(past, fresh int, wantLogits bool) {
+	s.slots++
+	s.past = append(s.past, int32(past))
+	s.fresh = append(s.fresh, int32(fresh))
+	s.tokens += fresh
+	s.sequence = max(s.sequence, fresh)
+	if wantLogits {
+		s.wanted = append(s.wanted, int64(s.tokens-1))
+	}
+}

@@ -1,0 +1,108 @@
+package checkpoint
+
+// Stored elements as float32. The loops are the reader's hot path (a 7B checkpoint is 7·10⁹ turns), hence one loop a
+// dtype, without calls in it.
+
+import (
+	"encoding/binary"
+	"math"
+	"unsafe"
+)
+
+// littleEndian says whether the host stores numbers as the files do, so that bytes may be taken for numbers.
+var littleEndian = func() bool {
+	one := uint16(1)
+	return *(*byte)(unsafe.Pointer(&one)) == 1
+}()
+
+// bytesOf is the memory of a float32 slice.
+func bytesOf(s []float32) []byte {
+	if len(s) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&s[0])), 4*len(s))
+}
+
+// widen converts len(dst) elements; raw holds at least as many.
+func widen(d DType, dst []float32, raw []byte) {
+	raw = raw[:int64(len(dst))*d.Size()]
+	le := binary.LittleEndian
+	switch d {
+	case F32:
+		for i := range dst {
+			dst[i] = math.Float32frombits(le.Uint32(raw[4*i:]))
+		}
+	case F16:
+		widenF16(dst, raw)
+	case BF16:
+		for i := range dst {
+			dst[i] = math.Float32frombits(uint32(le.Uint16(raw[2*i:])) << 16)
+		}
+	case F64:
+		for i := range dst {
+			dst[i] = float32(math.Float64frombits(le.Uint64(raw[8*i:])))
+		}
+	default:
+		widenInteger(d, dst, raw)
+	}
+}
+
+// widenF16 moves the exponent and mantissa into place and lets one multiplication by 2¹¹² put the exponent's bias right:
+// exact for normal numbers and, because the product is normal, for subnormal ones. Infinities and NaNs come out as finite
+// numbers of at least 2¹⁶ and get their exponent filled.
+func widenF16(dst []float32, raw []byte) {
+	const rebias = 0x1p112
+	for i := range dst {
+		h := uint32(binary.LittleEndian.Uint16(raw[2*i:]))
+		magnitude := math.Float32bits(math.Float32frombits(h&0x7fff<<13) * rebias)
+		if h&0x7c00 == 0x7c00 {
+			magnitude |= 0x7f800000
+		}
+		dst[i] = math.Float32frombits(h&0x8000<<16 | magnitude)
+	}
+}
+
+func widenInteger(d DType, dst []float32, raw []byte) {
+	le := binary.LittleEndian
+	switch d {
+	case I64:
+		for i := range dst {
+			dst[i] = float32(int64(le.Uint64(raw[8*i:])))
+		}
+	case U64:
+		for i := range dst {
+			dst[i] = float32(le.Uint64(raw[8*i:]))
+		}
+	case I32:
+		for i := range dst {
+			dst[i] = float32(int32(le.Uint32(raw[4*i:])))
+		}
+	case U32:
+		for i := range dst {
+			dst[i] = float32(le.Uint32(raw[4*i:]))
+		}
+	case I16:
+		for i := range dst {
+			dst[i] = float32(int16(le.Uint16(raw[2*i:])))
+		}
+	case U16:
+		for i := range dst {
+			dst[i] = float32(le.Uint16(raw[2*i:]))
+		}
+	case I8:
+		for i := range dst {
+			dst[i] = float32(int8(raw[i]))
+		}
+	case U8:
+		for i := range dst {
+			dst[i] = float32(raw[i])
+		}
+	case Bool: // any byte but 0 is true, as numpy has it
+		for i := range dst {
+			dst[i] = 0
+			if raw[i] != 0 {
+				dst[i] = 1
+			}
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package graphs
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// hugePage is the size from which memory asks for huge pages.
+const hugePage = 2 << 20
+
+// block is anonymous memory from the operating system, shared by the tensors
+// that view it and given back with the last of them. Pages read as zero and
+// become resident when first written. Its start is aligned to a page.
+type block struct {
+	data []byte
+	refs atomic.Int64
+}
+
+// newBlock maps at least one byte, so that empty tensors have an address too.
+// The caller holds the first reference.
+func newBlock(bytes int64) (*block, error) {
+	if bytes < 0 || bytes > math.MaxInt {
+		return nil, fmt.Errorf("%d bytes is no possible size", bytes)
+	}
+	data, err := unix.Mmap(-1, 0, int(max(bytes, 1)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, fmt.Errorf("the system refused %s: %w", formatBytes(bytes), err)
+	}
+	if bytes >= hugePage {
+		// Advice: kernels without huge pages refuse it, and nothing depends on it.
+		_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
+	}
+	b := &block{data: data}
+	b.refs.Store(1)
+	return b, nil
+}
+
+func (b *block) retain() *block {
+	b.refs.Add(1)
+	return b
+}
+
+func (b *block) release() error {
+	if b.refs.Add(-1) != 0 {
+		return nil
+	}
+	data := b.data
+	b.data = nil
+	return unix.Munmap(data)
+}
+
+// shapeBytes is the size of a tensor, or what is wrong with its shape.
+func shapeBytes(dtype DType, shape []int64) (int64, error) {
+	if !dtype.valid() {
+		return 0, fmt.Errorf("%v is no element type", dtype)
+	}
+	if len(shape) > maxRank {
+		return 0, fmt.Errorf("shape %v has %d dimensions; at most %d are supported", slices.Clone(shape), len(shape), maxRank)
+	}
+	total, overflow := uint64(dtype.Size()), false
+	empty := false
+	for _, d := range shape {
+		if d < 0 {
+			return 0, fmt.Errorf("shape %v has a negative dimension", slices.Clone(shape))
+		}
+		empty = empty || d == 0
+		high, low := bits.Mul64(total, uint64(max(d, 1)))
+		overflow = overflow || high != 0
+		total = low
+	}
+	if empty {
+		return 0, nil
+	}
+	if overflow || total > math.MaxInt64 {
+		return 0, fmt.Errorf("shape %v of %v has more bytes than an address can name", slices.Clone(shape), dtype)
+	}
+	return int64(total), nil
+}
+
+// formatBytes writes a size for people, with the exact number when it is rounded.
+func formatBytes(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.2f GiB (%d bytes)", float64(n)/(1<<30), n)
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB (%d bytes)", float64(n)/(1<<20), n)
+	default:
+		return fmt.Sprintf("%d bytes", n)
+	}
+}

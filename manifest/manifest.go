@@ -73,16 +73,15 @@ type Picture struct {
 	// TokensPerTile is the number of feature rows of one tile (one picture where the recipe does not tile).
 	TokensPerTile int `toml:"tokens_per_tile"`
 
-	Resample    string    `toml:"resample"`               // nearest, box, bilinear, hamming, bicubic, lanczos: Pillow's filters
-	Height      int       `toml:"height"`                 // of pixel_values
-	Width       int       `toml:"width"`                  // of pixel_values
-	ShortEdge   int       `toml:"short_edge,omitempty"`   // "clip": the shorter edge after the resize, before the crop
-	CropHeight  int       `toml:"crop_height,omitempty"`  // "clip": centre crop; 0 for none
-	CropWidth   int       `toml:"crop_width,omitempty"`   //
-	Background  []int     `toml:"background,omitempty"`   // "pad": RGB of the padding, 0..255
-	RescaleOnly bool      `toml:"rescale_only,omitempty"` // skip the normalisation
-	Mean        []float64 `toml:"mean"`                   // per channel, of values in 0..1
-	Std         []float64 `toml:"std"`
+	Resample   string    `toml:"resample"`             // nearest, box, bilinear, hamming, bicubic, lanczos: Pillow's filters
+	Height     int       `toml:"height"`               // of pixel_values
+	Width      int       `toml:"width"`                // of pixel_values
+	ShortEdge  int       `toml:"short_edge,omitzero"`  // "clip": the shorter edge after the resize, before the crop
+	CropHeight int       `toml:"crop_height,omitzero"` // "clip": centre crop; 0 for none
+	CropWidth  int       `toml:"crop_width,omitzero"`  //
+	Background []int     `toml:"background,omitzero"`  // "pad": RGB of the padding, 0..255
+	Mean       []float64 `toml:"mean"`                 // per channel, of values in 0..1
+	Std        []float64 `toml:"std"`
 }
 
 // Prompt says how messages become text and where pictures go in it.
@@ -104,11 +103,10 @@ type Prompt struct {
 
 // Tokens are the special tokens. Ids are -1 where the model has none.
 type Tokens struct {
-	Image  int   `toml:"image"` // the id whose embedding is replaced by a feature row
-	BOS    int   `toml:"bos"`
-	EOS    []int `toml:"eos"` // any of these ends generation
-	Pad    int   `toml:"pad"`
-	AddBOS bool  `toml:"add_bos"` // whether encoding a prompt puts BOS first (done by tokenizer.json's post-processor)
+	Image int   `toml:"image"` // the id whose embedding is replaced by a feature row
+	BOS   int   `toml:"bos"`
+	EOS   []int `toml:"eos"` // any of these ends generation
+	Pad   int   `toml:"pad"`
 	// Strings are the special tokens by role (bos_token, eos_token, …) as chat templates see them.
 	Strings map[string]string `toml:"strings"`
 }
@@ -134,16 +132,16 @@ type Rope struct {
 	Theta float64 `toml:"theta"` // rope_theta
 	// Dim is the number of rotated dimensions of a head (head_dim × partial_rotary_factor).
 	Dim                  int     `toml:"dim"`
-	Factor               float64 `toml:"factor,omitempty"`
-	LowFreqFactor        float64 `toml:"low_freq_factor,omitempty"`  // llama3
-	HighFreqFactor       float64 `toml:"high_freq_factor,omitempty"` // llama3
-	OriginalMaxPositions int     `toml:"original_max_positions,omitempty"`
-	BetaFast             float64 `toml:"beta_fast,omitempty"` // yarn
-	BetaSlow             float64 `toml:"beta_slow,omitempty"` // yarn
-	MScale               float64 `toml:"mscale,omitempty"`    // yarn
-	MScaleAllDim         float64 `toml:"mscale_all_dim,omitempty"`
-	AttentionFactor      float64 `toml:"attention_factor,omitempty"` // yarn; 0: computed from Factor
-	NoTruncate           bool    `toml:"no_truncate,omitempty"`      // yarn: truncate = false
+	Factor               float64 `toml:"factor,omitzero"`
+	LowFreqFactor        float64 `toml:"low_freq_factor,omitzero"`  // llama3
+	HighFreqFactor       float64 `toml:"high_freq_factor,omitzero"` // llama3
+	OriginalMaxPositions int     `toml:"original_max_positions,omitzero"`
+	BetaFast             float64 `toml:"beta_fast,omitzero"` // yarn
+	BetaSlow             float64 `toml:"beta_slow,omitzero"` // yarn
+	MScale               float64 `toml:"mscale,omitzero"`    // yarn
+	MScaleAllDim         float64 `toml:"mscale_all_dim,omitzero"`
+	AttentionFactor      float64 `toml:"attention_factor,omitzero"` // yarn; 0: computed from Factor
+	NoTruncate           bool    `toml:"no_truncate,omitempty"`     // yarn: truncate = false
 }
 
 // Embeddings is the token embedding table: File holds Rows × HiddenSize values of DType, row-major, little-endian,

@@ -1,0 +1,121 @@
+// Attention: over a whole sequence for towers, and over the KV arena for decoders.
+
+package blocks
+
+import (
+	"fmt"
+
+	"glimpse/convert/onnx"
+)
+
+// Columns cuts x along its last dimension into parts of the given widths.
+func (b *Builder) Columns(x *onnx.Value, widths ...int64) []*onnx.Value {
+	return b.Node("", "Split", len(widths), []*onnx.Value{x, b.Ints1(widths...)}, onnx.Int("axis", -1))
+}
+
+// FullAttention is scaled dot-product attention without a mask, softmax(q·kᵀ/√d)·v, where q, k and v are
+// [batch·sequence, heads·head_dim] rows. length is the sequence's length. It returns rows of the same shape as q.
+// Without mask and bias, MultiHeadAttention takes its flash path.
+func (b *Builder) FullAttention(q, k, v *onnx.Value, length, heads, headDim int64) *onnx.Value {
+	shape := b.Ints1(-1, length, heads*headDim)
+	in := []*onnx.Value{
+		b.Op("Reshape", []*onnx.Value{q, shape}), b.Op("Reshape", []*onnx.Value{k, shape}), b.Op("Reshape", []*onnx.Value{v, shape}),
+	}
+	y := b.Contrib("MultiHeadAttention", in, onnx.Int("num_heads", heads))
+	return b.Op("Reshape", []*onnx.Value{y, b.Ints1(-1, heads*headDim)})
+}
+
+// Step holds the inputs that every decoder graph shares; docs/model-folder.md lists their shapes and meaning.
+type Step struct {
+	InputsEmbeds *onnx.Value
+	rowMap       *onnx.Value
+	tokenMap     *onnx.Value
+	logitsRows   *onnx.Value
+	seqlensK     *onnx.Value
+	total        *onnx.Value
+	querySeqlens *onnx.Value
+	ropeCos      *onnx.Value
+	ropeSin      *onnx.Value
+	cache        []layerCache
+}
+
+type layerCache struct {
+	pastKey, pastValue       *onnx.Value
+	presentKey, presentValue *onnx.Value
+}
+
+// Cache gives the shape of a decoder's KV arena and of its rotary tables.
+type Cache struct {
+	Layers  int
+	Heads   int64
+	KVHeads int64
+	HeadDim int64
+	RopeDim int64 // rotated dimensions of a head, 0 for a decoder without rotary embedding
+}
+
+// StepInputs adds the decoder's inputs to the graph.
+func (b *Builder) StepInputs(hiddenSize int64, c Cache) *Step {
+	tokens, batch, sequence := onnx.Free("tokens"), onnx.Free("batch"), onnx.Free("sequence")
+	s := &Step{
+		InputsEmbeds: b.Input("inputs_embeds", onnx.Float, tokens, onnx.Fixed(hiddenSize)),
+		rowMap:       b.Input("row_map", onnx.Int64, batch, sequence),
+		tokenMap:     b.Input("token_map", onnx.Int64, tokens),
+		logitsRows:   b.Input("logits_rows", onnx.Int64, onnx.Free("rows")),
+		seqlensK:     b.Input("seqlens_k", onnx.Int32, batch),
+		querySeqlens: b.Input("query_seqlens", onnx.Int32, batch),
+		total:        b.Input("total_sequence_length", onnx.Int32),
+		ropeCos:      onnx.None,
+		ropeSin:      onnx.None,
+	}
+	if c.RopeDim > 0 {
+		s.ropeCos = b.Input("rope_cos", onnx.Float, onnx.Free("positions"), onnx.Fixed(c.RopeDim/2))
+		s.ropeSin = b.Input("rope_sin", onnx.Float, onnx.Free("positions"), onnx.Fixed(c.RopeDim/2))
+	}
+	for i := range c.Layers {
+		past := func(name string) *onnx.Value {
+			return b.Input(fmt.Sprintf("past_%s.%d", name, i), onnx.Float, batch, onnx.Fixed(c.KVHeads), onnx.Free("capacity"), onnx.Fixed(c.HeadDim))
+		}
+		s.cache = append(s.cache, layerCache{pastKey: past("key"), pastValue: past("value")})
+	}
+	return s
+}
+
+// StepOutputs declares the logits and the updated caches as outputs.
+func (b *Builder) StepOutputs(s *Step, logits *onnx.Value, vocabSize int64, c Cache) {
+	b.Output("logits", logits, onnx.Float, onnx.Free("rows"), onnx.Fixed(vocabSize))
+	for i, l := range s.cache {
+		dims := []onnx.Dim{onnx.Free("batch"), onnx.Fixed(c.KVHeads), onnx.Free("capacity"), onnx.Fixed(c.HeadDim)}
+		b.Output(fmt.Sprintf("present_key.%d", i), l.presentKey, onnx.Float, dims...)
+		b.Output(fmt.Sprintf("present_value.%d", i), l.presentValue, onnx.Float, dims...)
+	}
+}
+
+// CachedAttention is causal grouped-query attention of the step's new tokens over the slots' caches, which it extends in
+// place. qkv is [tokens, (heads + 2·kv_heads)·head_dim], packed q, k, v; it returns [tokens, heads·head_dim].
+//
+// Only here are the packed tokens laid out as [batch, sequence]: everything else works on packed rows, so a step's
+// padding costs nothing in the linears. window is the sliding window of tokens attended to, 0 for all.
+func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, window int64) *onnx.Value {
+	unpacked := b.Op("Gather", []*onnx.Value{qkv, s.rowMap})
+	attrs := []onnx.Attr{onnx.Int("num_heads", c.Heads), onnx.Int("kv_num_heads", c.KVHeads)}
+	if c.RopeDim > 0 {
+		attrs = append(attrs, onnx.Int("do_rotary", 1))
+	}
+	if window > 0 {
+		attrs = append(attrs, onnx.Int("local_window_size", window))
+	}
+	l := &s.cache[layer]
+	out := b.Node(onnx.Microsoft, "GroupQueryAttention", 3, []*onnx.Value{
+		unpacked, onnx.None, onnx.None, l.pastKey, l.pastValue, s.seqlensK, s.total, s.ropeCos, s.ropeSin,
+		onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, s.querySeqlens,
+	}, attrs...)
+	l.presentKey, l.presentValue = out[1], out[2]
+	flat := b.Op("Reshape", []*onnx.Value{out[0], b.Ints1(-1, c.Heads*c.HeadDim)})
+	return b.Op("Gather", []*onnx.Value{flat, s.tokenMap})
+}
+
+// WantedRows picks the packed rows whose logits are asked for: the output head is the widest layer of the model, and a
+// prompt needs it once.
+func (b *Builder) WantedRows(s *Step, x *onnx.Value) *onnx.Value {
+	return b.Op("Gather", []*onnx.Value{x, s.logitsRows})
+}

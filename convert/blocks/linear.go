@@ -1,0 +1,116 @@
+// Linear layers and their lowering to operators by format.
+
+package blocks
+
+import (
+	"glimpse/convert/onnx"
+)
+
+// Builder builds one component's graph.
+type Builder struct {
+	*onnx.Graph
+	Tensors *Tensors
+	Policy  Policy
+
+	parameters int64
+	formats    map[string]int64
+}
+
+// NewBuilder starts the graph of a component.
+func NewBuilder(name string, tensors *Tensors, policy Policy) *Builder {
+	return &Builder{Graph: onnx.NewGraph(name), Tensors: tensors, Policy: policy, formats: map[string]int64{}}
+}
+
+// Parameters returns the number of weight elements in the graph, and how many are stored in each format.
+func (b *Builder) Parameters() (total int64, byFormat map[string]int64) {
+	return b.parameters, b.formats
+}
+
+func (b *Builder) count(w Weight, format string) {
+	b.parameters += w.Elements()
+	b.formats[format] += w.Elements()
+}
+
+// Param adds a weight as it is, in float32: norm scales, position tables, biases.
+func (b *Builder) Param(name string, w Weight) *onnx.Value {
+	b.count(w, FormatFP32.Name)
+	return b.AddPayload(&plainPayload{w, onnx.Float}, onnx.WeightSpec{Name: name, DType: onnx.Float, Shape: w.shape})[0]
+}
+
+// Linear is y = x·Wᵀ + b with W [out, in] as PyTorch stores it.
+type Linear struct {
+	Name  string
+	W     Weight
+	B     *Weight // nil for none
+	Kind  Kind
+	Layer int // place in the component's stack, −1 outside of it
+}
+
+// Linear adds the layer over x [rows, in] and returns [rows, out].
+func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
+	b.Scope(l.Name, func() {
+		bias := onnx.None
+		if l.B != nil {
+			bias = b.Param("bias", *l.B)
+		}
+		switch f := b.Policy.Linear(l.Kind, l.Layer); {
+		case f == FormatFP32:
+			y = b.gemm(x, b.Param("weight", l.W), bias)
+		case f == FormatFP16:
+			y = b.gemm(x, b.half("weight", l.W), bias)
+		case f.Block > 0:
+			y = b.matMulNBits(x, l.W, f, bias)
+		default:
+			y = b.int8Rows(x, l.W, bias)
+		}
+	})
+	return y
+}
+
+// half stores a weight as float16 and widens it in the graph; ONNX Runtime folds the Cast when it loads the model.
+func (b *Builder) half(name string, w Weight) *onnx.Value {
+	b.count(w, FormatFP16.Name)
+	v := b.AddPayload(&plainPayload{w, onnx.Float16}, onnx.WeightSpec{Name: name, DType: onnx.Float16, Shape: w.shape})[0]
+	return b.Op("Cast", []*onnx.Value{v}, onnx.Int("to", int64(onnx.Float)))
+}
+
+// gemm keeps W as it is stored: transB spares a transposed copy on disk.
+func (b *Builder) gemm(x, w, bias *onnx.Value) *onnx.Value {
+	return b.Op("Gemm", []*onnx.Value{x, w, bias}, onnx.Int("transB", 1))
+}
+
+// matMulNBits is the blockwise operator; accuracy_level 4 computes with int8 activations in blocks of the same size.
+func (b *Builder) matMulNBits(x *onnx.Value, w Weight, f Format, bias *onnx.Value) *onnx.Value {
+	bits := int64(4)
+	if f.Name == "int8" {
+		bits = 8
+	}
+	b.count(w, f.Name)
+	n, k := w.shape[0], w.shape[1]
+	blocks := (k + f.Block - 1) / f.Block
+	packed := b.AddPayload(&blockPayload{w: w, bits: int(bits), block: int(f.Block)},
+		onnx.WeightSpec{Name: "weight_quant", DType: onnx.Uint8, Shape: []int64{n, blocks, f.Block * bits / 8}},
+		onnx.WeightSpec{Name: "weight_scale", DType: onnx.Float, Shape: []int64{n, blocks}})
+	return b.Contrib("MatMulNBits", []*onnx.Value{x, packed[0], packed[1], onnx.None, onnx.None, bias},
+		onnx.Int("K", k), onnx.Int("N", n), onnx.Int("bits", bits), onnx.Int("block_size", f.Block), onnx.Int("accuracy_level", int64(4)))
+}
+
+// int8Rows is DynamicQuantizeMatMul with activations scaled by row. The operator quantizes the whole activation with one
+// scale, so a single long row would spoil the others: each row is divided by its own largest magnitude before, and the
+// result multiplied by it after. The floor keeps rows of zeros from dividing by zero.
+func (b *Builder) int8Rows(x *onnx.Value, w Weight, bias *onnx.Value) *onnx.Value {
+	b.count(w, FormatInt8Rows.Name)
+	n, k := w.shape[0], w.shape[1]
+	q := b.AddPayload(&int8RowsPayload{w: w},
+		onnx.WeightSpec{Name: "weight_quant", DType: onnx.Int8, Shape: []int64{k, n}},
+		onnx.WeightSpec{Name: "weight_scale", DType: onnx.Float, Shape: []int64{n}})
+	largest := b.Op("ReduceMax", []*onnx.Value{b.Op("Abs", []*onnx.Value{x}), b.Ints1(-1)}, onnx.Int("keepdims", 1))
+	largest = b.Op("Max", []*onnx.Value{largest, b.Scalar(1e-30)})
+	scaled := b.Op("Div", []*onnx.Value{x, largest})
+	y := b.Contrib("DynamicQuantizeMatMul", []*onnx.Value{scaled, q[0], q[1]})
+	y = b.Op("Mul", []*onnx.Value{y, largest})
+	if bias != onnx.None {
+		y = b.Op("Add", []*onnx.Value{y, bias})
+	}
+	return y
+}

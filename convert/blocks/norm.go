@@ -1,0 +1,80 @@
+// Norms and activations.
+
+package blocks
+
+import (
+	"fmt"
+
+	"glimpse/convert/onnx"
+)
+
+// LayerNorm is y = (x − mean)/√(var + eps)·w + b over the last dimension.
+func (b *Builder) LayerNorm(name string, x *onnx.Value, w, bias Weight, eps float64) (y *onnx.Value) {
+	b.Scope(name, func() {
+		y = b.Op("LayerNormalization", []*onnx.Value{x, b.Param("weight", w), b.Param("bias", bias)},
+			onnx.Int("axis", -1), onnx.Float32("epsilon", float32(eps)))
+	})
+	return y
+}
+
+// AddLayerNorm returns x + skip and its LayerNorm, in one operator. x and skip are [rows, hidden_size].
+func (b *Builder) AddLayerNorm(name string, x, skip *onnx.Value, w, bias Weight, eps float64) (sum, y *onnx.Value) {
+	b.Scope(name, func() {
+		out := b.Node(onnx.Microsoft, "SkipLayerNormalization", 4,
+			[]*onnx.Value{x, skip, b.Param("weight", w), b.Param("bias", bias)}, onnx.Float32("epsilon", float32(eps)))
+		out[1].Drop()
+		out[2].Drop()
+		sum, y = out[3], out[0]
+	})
+	return sum, y
+}
+
+// RMSNorm is y = x/√(mean(x²) + eps)·w over the last dimension.
+func (b *Builder) RMSNorm(name string, x *onnx.Value, w Weight, eps float64) (y *onnx.Value) {
+	b.Scope(name, func() {
+		y = b.Op("SimplifiedLayerNormalization", []*onnx.Value{x, b.Param("weight", w)},
+			onnx.Int("axis", -1), onnx.Float32("epsilon", float32(eps)), onnx.Int("stash_type", 1))
+	})
+	return y
+}
+
+// AddRMSNorm returns x + skip and its RMSNorm, in one operator. x and skip are [rows, hidden_size].
+func (b *Builder) AddRMSNorm(name string, x, skip *onnx.Value, w Weight, eps float64) (sum, y *onnx.Value) {
+	b.Scope(name, func() {
+		out := b.Node(onnx.Microsoft, "SkipSimplifiedLayerNormalization", 4,
+			[]*onnx.Value{x, skip, b.Param("weight", w)}, onnx.Float32("epsilon", float32(eps)))
+		out[1].Drop()
+		out[2].Drop()
+		sum, y = out[3], out[0]
+	})
+	return sum, y
+}
+
+// Activation is an activation function by its name in transformers' ACT2FN.
+type Activation string
+
+// ParseActivation checks that the name is one that Activate lowers.
+func ParseActivation(name string) (Activation, error) {
+	switch name {
+	case "gelu", "gelu_pytorch_tanh", "gelu_new", "quick_gelu", "silu", "swish", "relu":
+		return Activation(name), nil
+	}
+	return "", fmt.Errorf("activation %q is not supported", name)
+}
+
+// Activate applies the function elementwise.
+func (b *Builder) Activate(a Activation, x *onnx.Value) *onnx.Value {
+	switch a {
+	case "gelu":
+		return b.Op("Gelu", []*onnx.Value{x})
+	case "gelu_pytorch_tanh", "gelu_new":
+		return b.Op("Gelu", []*onnx.Value{x}, onnx.String("approximate", "tanh"))
+	case "quick_gelu": // x·sigmoid(1.702·x)
+		return b.Contrib("QuickGelu", []*onnx.Value{x}, onnx.Float32("alpha", 1.702))
+	case "silu", "swish":
+		return b.Contrib("QuickGelu", []*onnx.Value{x}, onnx.Float32("alpha", 1))
+	case "relu":
+		return b.Op("Relu", []*onnx.Value{x})
+	}
+	panic("blocks: activation " + string(a) + " was not parsed")
+}

@@ -1,0 +1,140 @@
+// The precision policy: which format a layer's weights are stored in. Families never ask; blocks do, when they lower a
+// layer to operators.
+
+package blocks
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Precision is what the user asked for.
+type Precision string
+
+// The precisions that convert takes.
+const (
+	Auto Precision = "auto"
+	FP32 Precision = "fp32"
+	FP16 Precision = "fp16"
+	INT8 Precision = "int8"
+	INT4 Precision = "int4"
+)
+
+// Precisions lists them as the command line does.
+var Precisions = []Precision{Auto, FP32, FP16, INT8, INT4}
+
+// ParsePrecision checks a precision's name.
+func ParsePrecision(s string) (Precision, error) {
+	if s == "" {
+		return Auto, nil
+	}
+	if p := Precision(s); slices.Contains(Precisions, p) {
+		return p, nil
+	}
+	return "", fmt.Errorf("precision %q is not known: use one of %v", s, Precisions)
+}
+
+// Role is what a component does in the model; the policy treats components by role and not by family.
+type Role string
+
+// The roles of components.
+const (
+	Vision    Role = "vision"
+	Connector Role = "connector"
+	Decoder   Role = "decoder"
+)
+
+// Kind is what a Linear does in its component.
+type Kind string
+
+// The kinds of Linear layers.
+const (
+	Attention Kind = "attention" // q, k, v and output projections
+	MLP       Kind = "mlp"
+	Head      Kind = "head"      // vocabulary logits
+	Patch     Kind = "patch"     // patch embedding
+	Project   Kind = "projector" // between towers
+)
+
+// Format is how one weight is stored and which operator computes with it.
+type Format struct {
+	Name string // fp32, fp16, int8, int4
+	// Block is the group size of blockwise formats (MatMulNBits); 0 is int8 per output channel with activations
+	// quantized per row.
+	Block int64
+}
+
+// The formats in use. Weights in fp16 are widened when the model is loaded: it is a storage format.
+var (
+	FormatFP32      = Format{Name: "fp32"}
+	FormatFP16      = Format{Name: "fp16"}
+	FormatInt8Rows  = Format{Name: "int8"}
+	FormatInt8Block = Format{Name: "int8", Block: 32}
+	FormatInt4Block = Format{Name: "int4", Block: 32}
+)
+
+func (f Format) String() string {
+	switch {
+	case f.Block > 0:
+		return fmt.Sprintf("%s, blocks of %d", f.Name, f.Block)
+	case f.Name == "int8":
+		return "int8 per channel, activations per row"
+	}
+	return f.Name
+}
+
+// smallDecoder is the size below which int4 costs more quality than the bytes are worth (docs/precision.md).
+const smallDecoder = 2_000_000_000
+
+// Policy maps layers to formats for one component.
+type Policy struct {
+	Asked  Precision
+	Role   Role
+	Params int64 // elements of the component's weights
+	Layers int   // of the component's stack
+}
+
+// resolved turns auto into what it stands for: the measurements behind it are in docs/precision.md.
+func (p Policy) resolved() Precision {
+	if p.Asked != Auto {
+		return p.Asked
+	}
+	if p.Role == Decoder && p.Params >= smallDecoder {
+		return INT4
+	}
+	return INT8
+}
+
+// Linear returns the format of a Linear of this kind in layer (−1 outside the stack).
+func (p Policy) Linear(kind Kind, layer int) Format {
+	switch asked := p.resolved(); {
+	case asked == FP32:
+		return FormatFP32
+	case asked == FP16:
+		return FormatFP16
+	case p.Role == Connector, kind == Project:
+		return FormatFP32 // a few matrices between the towers: cheap, and every picture token passes through them
+	case kind == Patch && asked != FP16:
+		return FormatFP32
+	case p.Role == Vision:
+		return FormatInt8Rows // 4 bits hurt vision towers and are slower there than fp32
+	case asked == INT8:
+		return FormatInt8Rows
+	case kind == Head, layer == 0, layer == p.Layers-1:
+		return FormatInt8Block
+	}
+	return FormatInt4Block
+}
+
+// Describe says in words what the policy does, for convert's summary.
+func (p Policy) Describe() string {
+	mlp, head := p.Linear(MLP, 1), p.Linear(Head, -1)
+	text := mlp.String()
+	if p.Layers > 2 && p.Linear(MLP, 0) != mlp {
+		text += fmt.Sprintf("; first and last layer %s", p.Linear(MLP, 0))
+	}
+	if p.Role == Decoder && head != mlp {
+		text += fmt.Sprintf("; head %s", head)
+	}
+	return text
+}

@@ -1,0 +1,257 @@
+// What POST /v1/chat/completions takes: OpenAI's request, with vLLM's extra sampling parameters, as types that both the
+// decoder and the OpenAPI document are made from.
+
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"glimpse/engine"
+	"glimpse/server/spec"
+)
+
+type chatRequest struct {
+	Model    string        `json:"model" required:"true" maxlen:"512" doc:"Name of a served model."`
+	Messages []chatMessage `json:"messages" required:"true" items:"1..1024" doc:"The conversation so far."`
+
+	Stream        bool           `json:"stream" doc:"Send the answer as server-sent events while it is made."`
+	StreamOptions *streamOptions `json:"stream_options" doc:"Only with stream."`
+
+	MaxTokens           *int64   `json:"max_tokens" range:"1..1048576" doc:"Most tokens of the answer; older name of max_completion_tokens. Without either, the model's own default."`
+	MaxCompletionTokens *int64   `json:"max_completion_tokens" range:"1..1048576" doc:"Most tokens of the answer."`
+	N                   *int64   `json:"n" range:"1..128" doc:"Number of answers; the server may allow fewer than the bound here."`
+	Temperature         *float64 `json:"temperature" range:"0..2" doc:"0, the default, is greedy decoding."`
+	TopP                *float64 `json:"top_p" range:"0..1" doc:"Nucleus sampling: keep the smallest set of tokens that reaches this probability. Default 1; 0 leaves the most probable token."`
+	TopK                *int64   `json:"top_k" range:"-1..1048576" doc:"Keep this many most probable tokens. Default 0, off; so is -1."`
+	MinP                *float64 `json:"min_p" range:"0..1" doc:"Drop tokens less probable than this share of the most probable one. Default 0, off."`
+	RepetitionPenalty   *float64 `json:"repetition_penalty" range:"0.01..100" doc:"Divides the positive logits of tokens that were there before, multiplies negative ones. Default 1, off."`
+	Seed                *int64   `json:"seed" doc:"The same seed gives the same answers. Choice i of several uses seed + i."`
+
+	Stop        *spec.TextOr[[]string] `json:"stop" items:"1..4" maxlen:"256" doc:"The answer ends before the first of these."`
+	Logprobs    bool                   `json:"logprobs" doc:"Return the log-probability of each token of the answer."`
+	TopLogprobs *int64                 `json:"top_logprobs" range:"0..20" doc:"And of this many most probable tokens at its place; needs logprobs."`
+
+	ResponseFormat   *responseFormat `json:"response_format" doc:"Only plain text."`
+	User             string          `json:"user" maxlen:"256" doc:"Your name for the end user; it goes into the server's log."`
+	SafetyIdentifier string          `json:"safety_identifier" maxlen:"256" doc:"Newer name of user."`
+
+	FrequencyPenalty  spec.Refused `json:"frequency_penalty" accept:"null|0"`
+	PresencePenalty   spec.Refused `json:"presence_penalty" accept:"null|0"`
+	LogitBias         spec.Refused `json:"logit_bias" accept:"null|{}"`
+	Tools             spec.Refused `json:"tools" accept:"null|[]"`
+	ToolChoice        spec.Refused `json:"tool_choice" accept:"null|\"none\"|\"auto\""`
+	ParallelToolCalls spec.Refused `json:"parallel_tool_calls" accept:"null|true|false"`
+	Functions         spec.Refused `json:"functions" accept:"null|[]"`
+	FunctionCall      spec.Refused `json:"function_call" accept:"null|\"none\"|\"auto\""`
+	Modalities        spec.Refused `json:"modalities" accept:"null|[\"text\"]"`
+	Audio             spec.Refused `json:"audio" accept:"null"`
+	Prediction        spec.Refused `json:"prediction" accept:"null"`
+	ReasoningEffort   spec.Refused `json:"reasoning_effort" accept:"null|\"none\""`
+	Verbosity         spec.Refused `json:"verbosity" accept:"null"`
+	WebSearchOptions  spec.Refused `json:"web_search_options" accept:"null"`
+	ServiceTier       spec.Refused `json:"service_tier" accept:"null|\"auto\"|\"default\""`
+	Store             spec.Refused `json:"store" accept:"null|false"`
+	Metadata          spec.Refused `json:"metadata" accept:"null|{}"`
+	Moderation        spec.Refused `json:"moderation" accept:"null"`
+
+	PromptCacheKey       spec.Refused `json:"prompt_cache_key" accept:"null"`
+	PromptCacheRetention spec.Refused `json:"prompt_cache_retention" accept:"null"`
+	PromptCacheOptions   spec.Refused `json:"prompt_cache_options" accept:"null"`
+}
+
+type streamOptions struct {
+	IncludeUsage       bool         `json:"include_usage" doc:"Send one more event, with the tokens used, at the end."`
+	IncludeObfuscation spec.Refused `json:"include_obfuscation" accept:"null|false"`
+}
+
+type responseFormat struct {
+	Type       string       `json:"type" required:"true" enum:"text" doc:"What form the answer must have."`
+	JSONSchema spec.Refused `json:"json_schema" accept:"null"`
+}
+
+type chatMessage struct {
+	Role    string                      `json:"role" required:"true" enum:"system|developer|user|assistant" doc:"Who speaks; developer is the newer name of system."`
+	Content *spec.TextOr[[]contentPart] `json:"content" required:"true" items:"1..256" doc:"Text, or parts."`
+
+	Name         spec.Refused `json:"name" accept:"null"`
+	ToolCalls    spec.Refused `json:"tool_calls" accept:"null|[]"`
+	ToolCallID   spec.Refused `json:"tool_call_id" accept:"null"`
+	FunctionCall spec.Refused `json:"function_call" accept:"null"`
+	Refusal      spec.Refused `json:"refusal" accept:"null"`
+	Audio        spec.Refused `json:"audio" accept:"null"`
+	Annotations  spec.Refused `json:"annotations" accept:"null|[]"`
+}
+
+type contentPart struct {
+	Type     string    `json:"type" required:"true" enum:"text|image_url" doc:"Which of the fields below the part has."`
+	Text     *string   `json:"text" doc:"Of a text part."`
+	ImageURL *imageURL `json:"image_url" doc:"Of an image_url part."`
+
+	VideoURL   spec.Refused `json:"video_url" accept:"null"`
+	AudioURL   spec.Refused `json:"audio_url" accept:"null"`
+	InputAudio spec.Refused `json:"input_audio" accept:"null"`
+	File       spec.Refused `json:"file" accept:"null"`
+	Refusal    spec.Refused `json:"refusal" accept:"null"`
+}
+
+type imageURL struct {
+	URL    string       `json:"url" required:"true" doc:"data:image/…;base64,…; http(s) and file URLs as the server allows."`
+	Detail spec.Refused `json:"detail" accept:"null|\"auto\""`
+}
+
+// chat is a checked request.
+type chat struct {
+	model        *served
+	request      engine.Request // without Token
+	choices      int
+	stream       bool
+	includeUsage bool
+	logprobs     bool
+	topLogprobs  int
+}
+
+// chatOf checks what the types cannot say and gets the pictures.
+func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, error) {
+	c := &chat{model: m, choices: 1, stream: q.Stream, logprobs: q.Logprobs}
+	if q.StreamOptions != nil {
+		if !q.Stream {
+			return nil, invalid("stream_options", spec.CodeValue, "stream_options is only allowed with stream: true")
+		}
+		c.includeUsage = q.StreamOptions.IncludeUsage
+	}
+	if q.N != nil {
+		if *q.N > int64(s.limits.Choices) {
+			return nil, invalid("n", spec.CodeValue, fmt.Sprintf("n is %d; this server allows at most %d", *q.N, s.limits.Choices))
+		}
+		c.choices = int(*q.N)
+	}
+	if q.TopLogprobs != nil {
+		if !q.Logprobs {
+			return nil, invalid("top_logprobs", spec.CodeValue, "top_logprobs needs logprobs: true")
+		}
+		c.topLogprobs = int(*q.TopLogprobs)
+	}
+	if c.logprobs {
+		c.request.Logprobs = max(c.topLogprobs, 1) // the engine's 0 means none at all
+	}
+	if err := q.limitTokens(&c.request); err != nil {
+		return nil, err
+	}
+	if err := q.stops(&c.request); err != nil {
+		return nil, err
+	}
+	c.request.Sampling = q.sampling()
+	messages, err := s.messages(ctx, q.Messages)
+	if err != nil {
+		return nil, err
+	}
+	c.request.Messages = messages
+	return c, nil
+}
+
+func (q *chatRequest) limitTokens(r *engine.Request) error {
+	most := q.MaxCompletionTokens
+	if most == nil {
+		most = q.MaxTokens
+	} else if q.MaxTokens != nil && *q.MaxTokens != *most {
+		return invalid("max_tokens", spec.CodeValue, "max_tokens and max_completion_tokens are both there and differ: send one")
+	}
+	if most != nil {
+		r.MaxTokens = int(*most)
+	}
+	return nil
+}
+
+func (q *chatRequest) stops(r *engine.Request) error {
+	if q.Stop == nil {
+		return nil
+	}
+	r.Stop = q.Stop.Value
+	if q.Stop.IsText {
+		r.Stop = []string{q.Stop.Text}
+	}
+	for _, stop := range r.Stop {
+		if stop == "" {
+			return invalid("stop", spec.CodeValue, "stop must not hold an empty string")
+		}
+	}
+	return nil
+}
+
+func (q *chatRequest) sampling() engine.Sampling {
+	var p engine.Sampling
+	if q.Temperature != nil {
+		p.Temperature = *q.Temperature
+	}
+	if q.TopP != nil {
+		p.TopP = *q.TopP
+		if p.TopP == 0 { // the engine's 0 is "off"; here it leaves one token, which is what greedy decoding takes
+			p.Temperature = 0
+		}
+	}
+	if q.TopK != nil {
+		p.TopK = int(max(*q.TopK, 0))
+	}
+	if q.MinP != nil {
+		p.MinP = *q.MinP
+	}
+	if q.RepetitionPenalty != nil {
+		p.RepetitionPenalty = *q.RepetitionPenalty
+	}
+	if q.Seed != nil {
+		seed := uint64(*q.Seed)
+		p.Seed = &seed
+	}
+	return p
+}
+
+// messages turns OpenAI's messages into the engine's.
+func (s *Server) messages(ctx context.Context, list []chatMessage) ([]engine.Message, error) {
+	out := make([]engine.Message, 0, len(list))
+	pictures := 0
+	for i, m := range list {
+		role := m.Role
+		if role == "developer" {
+			role = "system"
+		}
+		if m.Content.IsText {
+			out = append(out, engine.Message{Role: role, Content: []engine.Part{{Type: engine.PartText, Text: m.Content.Text}}})
+			continue
+		}
+		parts := make([]engine.Part, 0, len(m.Content.Value))
+		for j, p := range m.Content.Value {
+			path := fmt.Sprintf("messages[%d].content[%d]", i, j)
+			if p.ImageURL != nil {
+				if pictures++; pictures > s.limits.Pictures {
+					return nil, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a request may have at most %d pictures on this server", path, s.limits.Pictures))
+				}
+			}
+			part, err := s.part(ctx, path, p)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, part)
+		}
+		out = append(out, engine.Message{Role: role, Content: parts})
+	}
+	return out, nil
+}
+
+func (s *Server) part(ctx context.Context, path string, p contentPart) (engine.Part, error) {
+	want, other := p.Text != nil, p.ImageURL != nil
+	if p.Type == "image_url" {
+		want, other = other, want
+	}
+	if !want || other {
+		return engine.Part{}, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a part of type %s has the field %s and no other", path, p.Type, p.Type))
+	}
+	if p.Type == "text" {
+		return engine.Part{Type: engine.PartText, Text: *p.Text}, nil
+	}
+	picture, err := s.picture(ctx, path+".image_url.url", p.ImageURL.URL)
+	if err != nil {
+		return engine.Part{}, err
+	}
+	return engine.Part{Type: engine.PartImage, Picture: picture}, nil
+}

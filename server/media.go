@@ -1,0 +1,202 @@
+// Pictures of a request: data: URLs, files under the local media folder, and URLs for the Fetcher.
+
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"glimpse/engine"
+)
+
+// mediaError is a picture that cannot be had.
+func mediaError(param, format string, args ...any) *Error {
+	return invalid(param, codeInvalidMedia, param+": "+fmt.Sprintf(format, args...))
+}
+
+func mediaRefused(param, message string) *Error {
+	return &Error{Status: http.StatusForbidden, Type: typePermission, Code: codeMediaRefused, Param: param, Message: param + ": " + message}
+}
+
+// picture gets the picture that a URL names; param is where in the request the URL stands.
+func (s *Server) picture(ctx context.Context, param, address string) (*engine.Picture, error) {
+	scheme, rest, ok := strings.Cut(address, ":")
+	if !ok {
+		return nil, mediaError(param, "not a URL: use data:image/png;base64,…")
+	}
+	var (
+		data   []byte
+		source = param
+		err    error
+	)
+	switch strings.ToLower(scheme) {
+	case "data":
+		data, err = decodeDataURL(param, rest, s.limits.MediaBytes)
+	case "file":
+		data, err = s.readLocal(param, address)
+	case "http", "https":
+		source = clipped(address)
+		data, err = s.fetch(ctx, param, address)
+	default:
+		return nil, mediaError(param, "the URL scheme %q is not supported: use data:, or what this server allows of http, https and file", clipped(scheme))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(data) == 0 {
+		return nil, mediaError(param, "the picture is empty")
+	}
+	return &engine.Picture{Data: data, Source: source}, nil
+}
+
+// decodeDataURL decodes what follows "data:" (RFC 2397). Only base64 is taken, and only pictures.
+func decodeDataURL(param, rest string, most int64) ([]byte, error) {
+	head, payload, ok := strings.Cut(rest, ",")
+	if !ok {
+		return nil, mediaError(param, "a data: URL needs a comma before its data")
+	}
+	head, isBase64 := strings.CutSuffix(head, ";base64")
+	if !isBase64 {
+		return nil, mediaError(param, "a data: URL must be base64, as in data:image/png;base64,…")
+	}
+	if head != "" {
+		kind, _, err := mime.ParseMediaType(head)
+		if err != nil || !strings.HasPrefix(kind, "image/") {
+			return nil, mediaError(param, "the media type %q is not a picture's", clipped(head))
+		}
+	}
+	if int64(base64.RawStdEncoding.DecodedLen(len(payload))) > most+2 { // two bytes of slack for padding
+		return nil, pictureTooLarge(param, most)
+	}
+	if strings.Contains(payload, "%") {
+		unescaped, err := url.PathUnescape(payload)
+		if err != nil {
+			return nil, mediaError(param, "the data: URL has a broken %% escape")
+		}
+		payload = unescaped
+	}
+	data, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(payload, "="))
+	if err != nil {
+		return nil, mediaError(param, "the data: URL is not base64: %v", err)
+	}
+	if int64(len(data)) > most {
+		return nil, pictureTooLarge(param, most)
+	}
+	return data, nil
+}
+
+func pictureTooLarge(param string, most int64) *Error {
+	return mediaError(param, "the picture has more than the %d bytes this server accepts", most)
+}
+
+func (s *Server) fetch(ctx context.Context, param, address string) ([]byte, error) {
+	if s.fetcher == nil {
+		return nil, mediaRefused(param, "this server does not fetch pictures by http(s) URL: send them as data: URLs")
+	}
+	data, err := s.fetcher.Fetch(ctx, address, s.limits.MediaBytes)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", param, err)
+	}
+	if int64(len(data)) > s.limits.MediaBytes {
+		return nil, pictureTooLarge(param, s.limits.MediaBytes)
+	}
+	return data, nil
+}
+
+// localMedia is the folder that file:// URLs may reach into. os.Root keeps every access inside it, symbolic links that
+// change under our hands included.
+type localMedia struct {
+	root    *os.Root
+	folders []string // absolute names of the folder: as given, and with its own links resolved
+}
+
+func openLocalMedia(folder string) (*localMedia, error) {
+	given, err := filepath.Abs(folder)
+	if err != nil {
+		return nil, fmt.Errorf("open local media folder %s: %w", folder, err)
+	}
+	resolved, err := filepath.EvalSymlinks(given)
+	if err != nil {
+		return nil, fmt.Errorf("open local media folder: %w", err)
+	}
+	root, err := os.OpenRoot(resolved)
+	if err != nil {
+		return nil, fmt.Errorf("open local media folder: %w", err)
+	}
+	return &localMedia{root: root, folders: []string{given, resolved}}, nil
+}
+
+// Close closes the folder; again does nothing.
+func (l *localMedia) Close() error { return l.root.Close() }
+
+// relative is the path inside the folder of an absolute path, which is cleaned first.
+func (l *localMedia) relative(path string) (string, bool) {
+	for _, folder := range l.folders {
+		rel, err := filepath.Rel(folder, path)
+		if err == nil && filepath.IsLocal(rel) && rel != "." {
+			return rel, true
+		}
+	}
+	return "", false
+}
+
+func (s *Server) readLocal(param, address string) ([]byte, error) {
+	if s.local == nil {
+		return nil, mediaRefused(param, "this server does not read local files: send pictures as data: URLs")
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Path == "" || u.Host != "" && u.Host != "localhost" || u.RawQuery != "" || u.Fragment != "" || strings.ContainsRune(u.Path, 0) {
+		return nil, mediaError(param, "not a file URL: use file:///path/of/picture.png")
+	}
+	rel, ok := s.local.relative(filepath.FromSlash(u.Path))
+	if !ok {
+		return nil, mediaRefused(param, "the file is outside the folder that this server reads pictures from")
+	}
+	data, err := s.local.read(rel, s.limits.MediaBytes)
+	switch {
+	case errors.Is(err, errTooLarge):
+		return nil, pictureTooLarge(param, s.limits.MediaBytes)
+	case err != nil:
+		// One answer for what is missing, unreadable, no regular file or behind a link that leads out: the reply must not
+		// tell strangers what there is on this machine.
+		refused := mediaError(param, "no readable picture of this name in the folder that this server reads pictures from")
+		refused.cause = err
+		return nil, refused
+	}
+	return data, nil
+}
+
+var errTooLarge = errors.New("too large")
+
+func (l *localMedia) read(rel string, most int64) ([]byte, error) {
+	f, err := l.root.OpenFile(rel, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not block the open
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", rel)
+	}
+	if info.Size() > most {
+		return nil, errTooLarge
+	}
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		return nil, errTooLarge
+	}
+	return data, err
+}

@@ -1,0 +1,87 @@
+// The models that are served, and GET /v1/models.
+
+package server
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// served is one model and what the server keeps about it.
+type served struct {
+	Model
+	name    string
+	created int64 // Unix seconds at which it was ready
+	gate    *gate
+}
+
+type modelObject struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"`
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+type modelList struct {
+	Object string        `json:"object"`
+	Data   []modelObject `json:"data"`
+}
+
+func (m *served) object() modelObject {
+	return modelObject{ID: m.name, Object: "model", Created: m.created, OwnedBy: "glimpse"}
+}
+
+// model finds the model a request names. Where only one is served, endpoints of our own let the name be left out.
+func (s *Server) model(r *http.Request, name string, optional bool) (*served, error) {
+	m := s.byName[name]
+	if name == "" && optional && len(s.models) == 1 {
+		m = s.models[0]
+	}
+	if m == nil {
+		names := make([]string, len(s.models))
+		for i, m := range s.models {
+			names[i] = m.name
+		}
+		return nil, &Error{Status: http.StatusNotFound, Type: typeInvalid, Code: codeModelNotFound, Param: "model",
+			Message: fmt.Sprintf("the model %q does not exist; served: %s", clipped(name), strings.Join(names, ", "))}
+	}
+	exchangeOf(r).model = m.name
+	return m, nil
+}
+
+func (s *Server) listModels(w http.ResponseWriter, _ *http.Request) error {
+	list := modelList{Object: "list"}
+	for _, m := range s.models {
+		list.Data = append(list.Data, m.object())
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}
+
+func (s *Server) getModel(w http.ResponseWriter, r *http.Request) error {
+	m, err := s.model(r, r.PathValue("id"), false)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, m.object())
+	return nil
+}
+
+type status struct {
+	Status string `json:"status"`
+}
+
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) error {
+	writeJSON(w, http.StatusOK, status{"ok"})
+	return nil
+}
+
+func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
+	if s.draining.Load() {
+		writeJSON(w, http.StatusServiceUnavailable, status{"stopping"})
+		return nil
+	}
+	writeJSON(w, http.StatusOK, status{"ready"})
+	return nil
+}

@@ -2,67 +2,68 @@ package quantize
 
 // The scale that fits a block's extremes is not the one with the least error: one outlier stretches the grid for all.
 // Smaller scales clip the outlier and serve the rest better. For each block a row of multiples of the fitting scale is
-// tried, each improved by the least-squares scale for the codes it gives (q fixed, the best scale is Σwq/Σq²), and the
-// one with the least squared error wins; the fitting scale itself takes part, so the result is never worse than rounding.
+// tried. With the codes q (relative to the zero point) that a candidate gives, the best scale for these codes is Σwq/Σq²
+// and leaves the squared error Σw² − (Σwq)²/Σq², so a candidate costs one pass; the winner's codes are then taken anew at
+// its best scale. Rounding takes part, so the result is never worse.
 
-// searchFloor is the smallest multiple tried. Below, blocks of 16 to 128 weights of any common distribution only lose.
-const searchFloor = 0.7
+// searchFloor is the smallest multiple tried. On normal weights 0.6 to 0.85 end within 0.3 % of each other.
+const searchFloor = 0.8
 
-// search returns the best grid for the values.
-func (b Blocks) search(values []float32, fitted grid, asymmetric bool) grid {
-	best, least := fitted, fitted.squaredError(values)
-	consider := func(g grid) {
-		if e := g.squaredError(values); e < least {
-			best, least = g, e
-		}
-		if refined, ok := g.leastSquares(values); ok {
-			if e := refined.squaredError(values); e < least {
-				best, least = refined, e
-			}
+// search returns the best grid for the values. scratch has room for them.
+func (b Blocks) search(values []float32, fitted grid, asymmetric bool, scratch []float32) grid {
+	// Relative to the fitting scale, everything is of the size of the codes: float32 is enough, whatever the weights are.
+	scaled := scratch[:len(values)]
+	for i, v := range values {
+		scaled[i] = v * fitted.inverse
+	}
+	var best grid
+	gain := float32(-1) // (Σwq)²/Σq²: Σw² is the same for all
+	consider := func(scale float32, zero int32) {
+		g := grid{zero: zero, top: fitted.top}.scaled(scale)
+		wq, qq := g.moments(scaled)
+		if qq > 0 && wq*wq > gain*qq {
+			gain = wq * wq / qq
+			best = g.scaled(wq / qq)
 		}
 	}
-	consider(fitted)
-	for i := 1; i <= b.Search; i++ {
+	for i := range b.Search + 1 {
 		multiple := 1 - (1-searchFloor)*float32(i)/float32(b.Search)
-		g := fitted.scaled(fitted.scale * multiple)
-		consider(g)
-		if asymmetric {
-			// A smaller scale shifts where 0 falls: either end may be the one to clip.
-			for _, zero := range [2]int32{fitted.zero - 1, fitted.zero + 1} {
-				if zero >= 0 && zero <= g.top {
-					g.zero = zero
-					consider(g)
-				}
-			}
-			continue
+		consider(multiple, fitted.zero)
+		switch {
+		case !asymmetric:
+			consider(-multiple, fitted.zero) // the longer side for the other sign
+		case i > 0: // a smaller scale shifts where 0 falls: either end may be the one to clip
+			consider(multiple, max(fitted.zero-1, 0))
+			consider(multiple, min(fitted.zero+1, fitted.top))
 		}
-		g.scale, g.inverse = -g.scale, -g.inverse // the long side for the other sign
-		consider(g)
 	}
-	return best
+	g := grid{zero: best.zero, top: fitted.top}.scaled(best.scale * fitted.scale)
+	usable := g.scale >= negligible || g.scale <= -negligible
+	if gain < 0 || !usable || g.squaredError(values) >= fitted.squaredError(values) {
+		return fitted
+	}
+	return g
+}
+
+// moments are Σwq and Σq² for the codes of g, relative to its zero point.
+func (g grid) moments(values []float32) (wq, qq float32) {
+	low, high := -g.zero, g.top-g.zero
+	var sum float32
+	var squares int64
+	for _, v := range values {
+		q := min(max(roundToInt(v*g.inverse), low), high)
+		sum += v * float32(q)
+		squares += int64(q * q)
+	}
+	return sum, float32(squares)
 }
 
 func (g grid) squaredError(values []float32) float64 {
 	sum := 0.0
 	for _, v := range values {
-		d := float64(v) - float64(float32(float32(g.code(v)-g.zero)*g.scale))
+		q := min(max(roundToInt(v*g.inverse), -g.zero), g.top-g.zero)
+		d := float64(v) - float64(float32(q)*g.scale)
 		sum += d * d
 	}
 	return sum
-}
-
-// leastSquares keeps the codes of g and finds their best scale.
-func (g grid) leastSquares(values []float32) (grid, bool) {
-	var wq, qq float64
-	for _, v := range values {
-		q := float64(g.code(v) - g.zero)
-		wq += float64(v) * q
-		qq += q * q
-	}
-	if qq == 0 || wq == 0 {
-		return g, false
-	}
-	refined := g.scaled(float32(wq / qq))
-	usable := refined.scale >= negligible || refined.scale <= -negligible
-	return refined, usable
 }

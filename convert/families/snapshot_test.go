@@ -1,0 +1,84 @@
+package families_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"glimpse/convert/blocks"
+	"glimpse/convert/checkpoint"
+	"glimpse/convert/families"
+)
+
+var update = flag.Bool("update", false, "write the graph snapshots again")
+
+// planTiny plans a golden checkpoint from its configuration and tensor list.
+func planTiny(t *testing.T, set string, precision blocks.Precision) *families.Plan {
+	t.Helper()
+	folder := filepath.Join("../../testdata/goldens", set, "checkpoint")
+	cp, err := checkpoint.Open(t.Context(), folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cp.Close() })
+	r := &families.Release{Name: set, Parts: map[string]*families.Release{}, PlanOnly: true}
+	for name, dst := range map[string]*json.RawMessage{"config.json": &r.Config, "preprocessor_config.json": &r.Preprocessor,
+		"processor_config.json": &r.Processor, "tokenizer.json": &r.Tokenizer, "tokenizer_config.json": &r.TokenizerConfig} {
+		if raw, err := os.ReadFile(filepath.Join(folder, name)); err == nil {
+			*dst = raw
+		}
+	}
+	family, _, err := families.Find(r.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tensors := blocks.NewTensors(cp)
+	plan, err := family.Plan(r, tensors, families.Options{Precision: precision})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := tensors.Problems(); len(p) > 0 {
+		t.Fatalf("problems: %v", p)
+	}
+	return plan
+}
+
+// TestGraphSnapshots shows a change of a graph in review. Run with -update after an intended one.
+func TestGraphSnapshots(t *testing.T) {
+	for _, set := range []string{"llava15-tiny"} {
+		for _, precision := range []blocks.Precision{blocks.FP32, blocks.INT8, blocks.INT4} {
+			plan := planTiny(t, set, precision)
+			for _, c := range plan.Components {
+				name := strings.Join([]string{set, string(precision), c.Name}, ".") + ".txt"
+				t.Run(name, func(t *testing.T) {
+					var got bytes.Buffer
+					if err := c.Builder.WriteText(&got); err != nil {
+						t.Fatal(err)
+					}
+					path := filepath.Join("testdata", name)
+					if *update {
+						if err := os.MkdirAll("testdata", 0o755); err != nil {
+							t.Fatal(err)
+						}
+						if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
+							t.Fatal(err)
+						}
+					}
+					want, err := os.ReadFile(path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if diff := cmp.Diff(string(want), got.String()); diff != "" {
+						t.Errorf("the graph changed (-snapshot +now); run with -update if that is meant:\n%s", diff)
+					}
+				})
+			}
+		}
+	}
+}

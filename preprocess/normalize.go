@@ -12,16 +12,8 @@ type normalizer [3][256]float32
 
 // newNormalizer computes (x - 255·mean) / (255·std) as transformers' torchvision processors do it, with rescaling and
 // normalisation fused: the constants are rounded to float32, multiplied by 255, and each step is rounded again.
-// With rescale_only it is x · float32(1/255).
+// A processor that only rescales is mean 0 and std 1.
 func newNormalizer(p manifest.Picture) (n normalizer, err error) {
-	if p.RescaleOnly {
-		for c := range n {
-			for v := range n[c] {
-				n[c][v] = float32(v) * float32(1.0/255)
-			}
-		}
-		return n, nil
-	}
 	if len(p.Mean) != 3 || len(p.Std) != 3 {
 		return n, fmt.Errorf("mean and std have %d and %d values, want one for each of R, G, B", len(p.Mean), len(p.Std))
 	}

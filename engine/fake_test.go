@@ -133,8 +133,8 @@ func embedID(dst []float32, id int32) error {
 // plainText turns id 65 into "A" and so on, and holds nothing back.
 type plainText struct{}
 
-func (plainText) push(id int32) (string, error) { return pieceOf(id), nil }
-func (plainText) flush() (string, error)        { return "", nil }
+func (plainText) Push(id int32) string { return pieceOf(id) }
+func (plainText) Flush() string        { return "" }
 
 var pieces = func() (p [1024]string) {
 	for i := range p {

@@ -10,11 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func testScheduler(f *fakeStepper, chunk int) *scheduler {
 	return newScheduler(f, schedulerConfig{slotCount: f.slots, chunk: chunk, hidden: f.hidden, vocab: f.vocab, embed: embedID})

@@ -43,12 +43,12 @@ type sequence struct {
 	submittedAt, admittedAt, firstAt, endAt time.Time
 }
 
-// textStream turns ids into text that never ends within a character.
+// textStream turns ids into text that never ends within a character: tokenizer.Stream.
 type textStream interface {
-	// push returns the text that became final with id.
-	push(id int32) (string, error)
-	// flush returns what was held back, broken characters as U+FFFD.
-	flush() (string, error)
+	// Push returns the text that became final with id.
+	Push(id int32) string
+	// Flush returns what was held back, broken characters as U+FFFD.
+	Flush() string
 }
 
 // waiting returns how many tokens are known but not in the cache: 1 while decoding, more during prefill.
@@ -79,10 +79,7 @@ func (q *sequence) accept(logits []float32, w *samplerScratch) bool {
 	if q.firstAt.IsZero() {
 		q.firstAt = time.Now()
 	}
-	if err := q.extend(&tok); err != nil {
-		q.err = err
-		return true
-	}
+	q.extend(&tok)
 	if q.token != nil {
 		q.token(tok)
 	}
@@ -90,22 +87,15 @@ func (q *sequence) accept(logits []float32, w *samplerScratch) bool {
 }
 
 // extend adds the token's text to the answer and decides whether it is the last.
-func (q *sequence) extend(tok *Token) error {
+func (q *sequence) extend(tok *Token) {
 	eos := slices.Contains(q.eos, tok.ID)
 	last := eos || len(q.generated()) >= q.maxNew
-	var piece string
-	var err error
+	piece := ""
 	if !eos {
-		if piece, err = q.text.push(tok.ID); err != nil {
-			return err
-		}
+		piece = q.text.Push(tok.ID)
 	}
 	if last {
-		rest, err := q.text.flush()
-		if err != nil {
-			return err
-		}
-		piece += rest
+		piece += q.text.Flush()
 	}
 	text, stopped := q.stopper.push(piece, last)
 	switch {
@@ -116,5 +106,4 @@ func (q *sequence) extend(tok *Token) error {
 	}
 	tok.Text = text
 	q.answer = append(q.answer, text...)
-	return nil
 }

@@ -4,6 +4,8 @@
 package engine
 
 import (
+	"context"
+	"maps"
 	"slices"
 )
 
@@ -40,4 +42,50 @@ func (t *traceSink) logits(row []float32) {
 		t.first = slices.Clone(row)
 	}
 	t.last = append(t.last[:0], row...)
+}
+
+// TraceOptions say what a Trace runs on.
+type TraceOptions struct {
+	// Tensors take the place of what the picture recipe would make of the request's pictures: "pixel_values"
+	// [tiles, 3, height, width]. The pictures are still there for their number and size. Nil: the recipe's own.
+	Tensors map[string]Array
+}
+
+// Trace is a request with all that was computed on its way.
+type Trace struct {
+	Prepared *Prepared
+	Result   *Result // nil for a model without a decoder
+	// Arrays holds the recipe's tensors, each output of each picture stage, and the Array… names above.
+	Arrays map[string]Array
+}
+
+// Trace answers a request like Generate and keeps the arrays on its way. It holds all of them in memory.
+func (e *Engine) Trace(ctx context.Context, req Request, opts TraceOptions) (*Trace, error) {
+	ctx, leave, err := e.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	p, err := e.prepare(ctx, req, opts.Tensors)
+	if err != nil {
+		return nil, err
+	}
+	made, err := e.features(ctx, p, true)
+	if err != nil {
+		return nil, err
+	}
+	t := &Trace{Prepared: p, Arrays: map[string]Array{}}
+	maps.Copy(t.Arrays, made.arrays)
+	if e.scheduler == nil {
+		return t, nil
+	}
+	sink := &traceSink{}
+	if t.Result, err = e.answer(ctx, req, p, made, 0, sink); err != nil {
+		return nil, err
+	}
+	hidden := int64(e.manifest.Decoder.HiddenSize)
+	t.Arrays[ArrayEmbeds] = Array{Shape: []int64{1, int64(len(sink.embeds)) / hidden, hidden}, Data: sink.embeds}
+	t.Arrays[ArrayFirstLogits] = Array{Shape: []int64{int64(len(sink.first))}, Data: sink.first}
+	t.Arrays[ArrayLastLogits] = Array{Shape: []int64{int64(len(sink.last))}, Data: sink.last}
+	return t, nil
 }

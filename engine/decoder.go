@@ -1,0 +1,258 @@
+// The decoder on ONNX Runtime: steps over the KV arena. The ports are described in docs/architecture.md.
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"glimpse/graphs"
+	"glimpse/manifest"
+)
+
+// decoder is a stepper. All its buffers are made once, for the widest step; a step of known width makes no garbage.
+// It belongs to one goroutine, but for Close, which comes after it.
+type decoder struct {
+	session *graphs.Session
+	arena   *graphs.Arena
+	spec    manifest.Decoder
+	vocab   int
+
+	input, logitsOut              *graphs.Tensor // [tokens, hidden_size], [rows, vocab_size]
+	rowMap, tokenMap, logitsRows  *graphs.Tensor
+	seqlensK, querySeqlens, total *graphs.Tensor
+	cos, sin                      *graphs.Tensor          // the common tables
+	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
+	ownLength                     int                     // the length that ownCos and ownSin are for
+	steps                         map[[2]int]*graphs.Step // by first slot and number of slots
+	runtime                       *graphs.Runtime
+	out                           []float32 // logits of the last step
+}
+
+// newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session,
+// which is closed when this fails.
+func newDecoder(rt *graphs.Runtime, session *graphs.Session, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
+	d = &decoder{session: session, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[2]int]*graphs.Step{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+			d = nil
+		}
+	}()
+	if err := d.checkPorts(); err != nil {
+		return d, err
+	}
+	dtype, err := graphs.ParseDType(spec.CacheDType)
+	if err != nil {
+		return d, fmt.Errorf("decoder.cache_dtype: %w", err)
+	}
+	d.arena, err = rt.NewArena(graphs.ArenaSpec{
+		Layers: spec.Layers, Slots: slots, KVHeads: spec.KVHeads, Capacity: capacity, HeadDim: spec.HeadDim, DType: dtype,
+	})
+	if err != nil {
+		return d, err
+	}
+	return d, d.allocate(int64(slots), int64(capacity), int64(maxTokens))
+}
+
+// checkPorts makes sure that the graph has what steps feed and fetch, and nothing else.
+func (d *decoder) checkPorts() error {
+	inputs := map[string]int{ // rank by name
+		"inputs_embeds": 2, "row_map": 2, "token_map": 1, "logits_rows": 1, "seqlens_k": 1, "query_seqlens": 1, "total_sequence_length": 0,
+	}
+	if d.spec.Rope != nil {
+		inputs["rope_cos"], inputs["rope_sin"] = 2, 2
+	}
+	outputs := map[string]int{"logits": 2}
+	for layer := range d.spec.Layers {
+		for _, kind := range []string{"key", "value"} {
+			inputs[fmt.Sprintf("past_%s.%d", kind, layer)] = 4
+			outputs[fmt.Sprintf("present_%s.%d", kind, layer)] = 4
+		}
+	}
+	check := func(kind string, want map[string]int, have []graphs.Port) error {
+		var problems []error
+		for _, p := range have {
+			rank, ok := want[p.Name]
+			delete(want, p.Name)
+			switch {
+			case !ok:
+				problems = append(problems, fmt.Errorf("the decoder has the %s %v, which this version does not know", kind, p))
+			case rank != len(p.Shape):
+				problems = append(problems, fmt.Errorf("the decoder's %s is %v; it needs %d dimensions", kind, p, rank))
+			}
+		}
+		for name := range want {
+			problems = append(problems, fmt.Errorf("the decoder has no %s %s", kind, name))
+		}
+		return errors.Join(problems...)
+	}
+	return errors.Join(check("input", inputs, d.session.Inputs()), check("output", outputs, d.session.Outputs()))
+}
+
+// allocate makes the buffers and the common rotary tables.
+func (d *decoder) allocate(slots, capacity, tokens int64) error {
+	for _, t := range []struct {
+		to    **graphs.Tensor
+		dtype graphs.DType
+		shape []int64
+	}{
+		{&d.input, graphs.Float32, []int64{tokens, int64(d.spec.HiddenSize)}},
+		{&d.logitsOut, graphs.Float32, []int64{slots, int64(d.vocab)}},
+		{&d.rowMap, graphs.Int64, []int64{slots * tokens}},
+		{&d.tokenMap, graphs.Int64, []int64{tokens}},
+		{&d.logitsRows, graphs.Int64, []int64{slots}},
+		{&d.seqlensK, graphs.Int32, []int64{slots}},
+		{&d.querySeqlens, graphs.Int32, []int64{slots}},
+		{&d.total, graphs.Int32, nil},
+	} {
+		var err error
+		if *t.to, err = d.runtime.NewTensor(t.dtype, t.shape...); err != nil {
+			return fmt.Errorf("allocate the decoder's buffers: %w", err)
+		}
+	}
+	d.total.Int32()[0] = int32(capacity)
+	if d.spec.Rope == nil {
+		return nil
+	}
+	var err error
+	d.cos, d.sin, err = ropeTables(d.runtime, d.spec, int(capacity), 0)
+	return err
+}
+
+func (d *decoder) embeds(tokens int) []float32 {
+	if err := d.input.Reshape(int64(tokens), int64(d.spec.HiddenSize)); err != nil {
+		panic(err) // a step wider than allocated for: the scheduler's mistake, never a request's
+	}
+	return d.input.Float32()
+}
+
+func (d *decoder) run(ctx context.Context, s *step) error {
+	st, err := d.stepFor(s.first, s.slots)
+	if err != nil {
+		return err
+	}
+	if err := d.layOut(s); err != nil {
+		return err
+	}
+	if err := d.setRope(st, s.ropeLength); err != nil {
+		return err
+	}
+	if err := st.Run(ctx); err != nil {
+		return err
+	}
+	d.out = d.logitsOut.Float32()
+	return nil
+}
+
+func (d *decoder) logits(i int) []float32 { return d.out[i*d.vocab : (i+1)*d.vocab] }
+
+// layOut writes the integer inputs of the step.
+func (d *decoder) layOut(s *step) error {
+	batch, sequence, rows := int64(s.slots), int64(s.sequence), int64(max(1, len(s.wanted)))
+	err := errors.Join(
+		d.rowMap.Reshape(batch, sequence), d.tokenMap.Reshape(int64(s.tokens)), d.logitsRows.Reshape(rows),
+		d.seqlensK.Reshape(batch), d.querySeqlens.Reshape(batch), d.logitsOut.Reshape(rows, int64(d.vocab)))
+	if err != nil {
+		return fmt.Errorf("lay out a step: %w", err)
+	}
+	rowMap, tokenMap := d.rowMap.Int64(), d.tokenMap.Int64()
+	seqlens, query := d.seqlensK.Int32(), d.querySeqlens.Int32()
+	row := int64(0)
+	for b, fresh := range s.fresh {
+		seqlens[b] = max(0, s.past[b]+fresh-1)
+		query[b] = fresh
+		for i := range s.sequence {
+			place := b*s.sequence + i
+			if i >= int(fresh) {
+				rowMap[place] = 0 // padding: any row will do
+				continue
+			}
+			rowMap[place], tokenMap[row] = row, int64(place)
+			row++
+		}
+	}
+	// Operators need not be defined on nothing, so a chunk in the middle of a prompt fetches one row that nobody reads.
+	wanted := d.logitsRows.Int64()
+	wanted[0] = 0
+	copy(wanted, s.wanted)
+	return nil
+}
+
+// stepFor returns the argument list for a view of the arena; each is made once.
+func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
+	key := [2]int{first, slots}
+	if st := d.steps[key]; st != nil {
+		return st, nil
+	}
+	view, err := d.arena.View(first, slots)
+	if err != nil {
+		return nil, err
+	}
+	in := map[string]*graphs.Tensor{
+		"inputs_embeds": d.input, "row_map": d.rowMap, "token_map": d.tokenMap, "logits_rows": d.logitsRows,
+		"seqlens_k": d.seqlensK, "query_seqlens": d.querySeqlens, "total_sequence_length": d.total,
+	}
+	if d.spec.Rope != nil {
+		in["rope_cos"], in["rope_sin"] = d.cos, d.sin
+	}
+	out := map[string]*graphs.Tensor{"logits": d.logitsOut}
+	for layer := range d.spec.Layers {
+		key, value := view.Keys[layer], view.Values[layer]
+		in[fmt.Sprintf("past_key.%d", layer)], out[fmt.Sprintf("present_key.%d", layer)] = key, key
+		in[fmt.Sprintf("past_value.%d", layer)], out[fmt.Sprintf("present_value.%d", layer)] = value, value
+	}
+	st, err := d.session.Bind(in, out)
+	if err != nil {
+		return nil, err
+	}
+	d.steps[key] = st
+	return st, nil
+}
+
+// setRope gives the step the common tables, or those of a sequence of the given length.
+func (d *decoder) setRope(st *graphs.Step, length int) error {
+	if d.spec.Rope == nil {
+		return nil
+	}
+	cos, sin := d.cos, d.sin
+	if length > 0 {
+		if err := d.makeOwnRope(length); err != nil {
+			return err
+		}
+		cos, sin = d.ownCos, d.ownSin
+	}
+	return errors.Join(st.SetInput(st.Input("rope_cos"), cos), st.SetInput(st.Input("rope_sin"), sin))
+}
+
+func (d *decoder) makeOwnRope(length int) error {
+	if d.ownLength == length {
+		return nil
+	}
+	cos, sin, err := ropeTables(d.runtime, d.spec, int(d.cos.Dim(0)), length)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(d.ownCos.Close(), d.ownSin.Close())
+	d.ownCos, d.ownSin, d.ownLength = cos, sin, length
+	return err
+}
+
+// Close frees the graph, the arena and the buffers. It is idempotent.
+func (d *decoder) Close() error {
+	if d == nil {
+		return nil
+	}
+	var problems []error
+	for key, st := range d.steps {
+		problems = append(problems, st.Close())
+		delete(d.steps, key)
+	}
+	for _, t := range []*graphs.Tensor{d.input, d.logitsOut, d.rowMap, d.tokenMap, d.logitsRows, d.seqlensK, d.querySeqlens,
+		d.total, d.cos, d.sin, d.ownCos, d.ownSin} {
+		problems = append(problems, t.Close())
+	}
+	problems = append(problems, d.arena.Close(), d.session.Close())
+	return errors.Join(problems...)
+}

@@ -1,0 +1,206 @@
+// A request from its messages to its answer.
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"glimpse/tokenizer"
+)
+
+// Prepared is a request's prompt, ready for the graphs.
+type Prepared struct {
+	PromptText  string  // after the template, before pictures' placeholders are expanded
+	TokenIDs    []int32 // after the expansion
+	ImageTokens int     // of TokenIDs, those that pictures take
+	MaxTokens   int     // what the answer may have: the request's wish, clipped to the context
+	// Tensors are what the picture recipe made, all pictures along the leading dimension: "pixel_values" is
+	// [tiles, 3, height, width]. Nil without pictures.
+	Tensors map[string]Array
+
+	counts   []int // tokens of each picture
+	pictures []*Picture
+}
+
+// Prepare makes the prompt and the pictures' tensors without running a graph.
+func (e *Engine) Prepare(ctx context.Context, req Request) (*Prepared, error) {
+	ctx, leave, err := e.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return e.prepare(ctx, req, nil)
+}
+
+// prepare is Prepare; given tensors take the place of the recipe's.
+func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Array) (*Prepared, error) {
+	p, err := e.encode(req)
+	if err != nil || len(p.pictures) == 0 {
+		return p, err
+	}
+	if given != nil {
+		p.Tensors = given
+		return p, nil
+	}
+	p.Tensors, err = e.pictures.prepare(ctx, p.pictures, p.counts)
+	return p, err
+}
+
+// encode checks the request and makes its prompt from texts and the headers of pictures; no pixel is decoded before the
+// prompt is known to fit.
+func (e *Engine) encode(req Request) (*Prepared, error) {
+	if err := e.check(req); err != nil {
+		return nil, err
+	}
+	plan, err := e.prompter.plan(req)
+	if err != nil {
+		return nil, err
+	}
+	p := &Prepared{PromptText: plan.shown, pictures: plan.pictures}
+	if len(plan.pictures) > 0 {
+		if e.pictures == nil {
+			return nil, badRequest("messages", CodeUnsupported, ErrNoPictures, "model %s takes no pictures", e.name)
+		}
+		if p.counts, err = e.pictures.tokens(plan.pictures); err != nil {
+			return nil, err
+		}
+		for _, n := range p.counts {
+			p.ImageTokens += n
+		}
+	}
+	// Before the expansion: a hostile number of picture tokens is refused without being written out.
+	if e.limit > 0 && p.ImageTokens >= e.limit {
+		return nil, e.tooLong("at least ", p.ImageTokens, p.ImageTokens)
+	}
+	if p.TokenIDs, err = e.prompter.encode(plan, p.counts); err != nil {
+		return nil, err
+	}
+	return p, e.fit(p, req.MaxTokens)
+}
+
+// check looks at what needs no prompt.
+func (e *Engine) check(req Request) error {
+	if req.MaxTokens < 0 {
+		return badRequest("max_tokens", CodeInvalid, nil, "max_tokens is %d; it must be 1 or more, or 0 for the model's default", req.MaxTokens)
+	}
+	if req.Logprobs < 0 || req.Logprobs > maxLogprobs {
+		return badRequest("logprobs", CodeInvalid, nil, "%d log-probabilities a token were asked for; 0 to %d can be given", req.Logprobs, maxLogprobs)
+	}
+	return errors.Join(req.Sampling.check(), checkStops(req.Stop))
+}
+
+// fit refuses a prompt that leaves no room for an answer and clips the answer to the room there is.
+func (e *Engine) fit(p *Prepared, maxTokens int) error {
+	if e.manifest.Decoder == nil {
+		return nil
+	}
+	if len(p.TokenIDs) == 0 {
+		return badRequest("messages", CodeInvalid, nil, "the prompt is empty")
+	}
+	if len(p.TokenIDs) >= e.limit {
+		return e.tooLong("", len(p.TokenIDs), p.ImageTokens)
+	}
+	for _, id := range p.TokenIDs {
+		if int(id) >= e.embeddings.rows && int(id) != e.manifest.Tokens.Image {
+			return fmt.Errorf("the tokenizer gives token %d and the embedding table has %d rows: tokenizer and checkpoint do not belong together", id, e.embeddings.rows)
+		}
+	}
+	if maxTokens == 0 {
+		maxTokens = e.manifest.Generation.MaxNewTokens
+	}
+	if maxTokens <= 0 {
+		maxTokens = defaultNewTokens
+	}
+	p.MaxTokens = min(maxTokens, e.limit-len(p.TokenIDs))
+	return nil
+}
+
+func (e *Engine) tooLong(bound string, tokens, pictures int) error {
+	return badRequest("messages", CodeContextLength, ErrContextTooLong,
+		"the prompt has %s%d tokens, %d of them pictures, and the context of model %s holds %d, answer included: shorten it or send fewer or smaller pictures",
+		bound, tokens, pictures, e.name, e.limit)
+}
+
+// Generate answers a request. It is safe for many goroutines; requests share the decoder's steps. When ctx ends the
+// request leaves at the next step with the context's cause.
+func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
+	ctx, leave, err := e.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if e.scheduler == nil {
+		return nil, badRequest("model", CodeUnsupported, ErrNoDecoder, "model %s has no decoder and generates no text", e.name)
+	}
+	start := time.Now()
+	p, err := e.prepare(ctx, req, nil)
+	if err != nil {
+		return nil, err
+	}
+	preprocess := time.Since(start)
+	made, err := e.features(ctx, p, false)
+	if err != nil {
+		return nil, err
+	}
+	return e.answer(ctx, req, p, made, preprocess, nil)
+}
+
+// features runs the picture stages; without pictures it returns an empty result.
+func (e *Engine) features(ctx context.Context, p *Prepared, keep bool) (*stageResult, error) {
+	if len(p.Tensors) == 0 {
+		return &stageResult{}, nil
+	}
+	r, err := e.stages.run(ctx, p.Tensors, keep)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("run the picture graphs: %w", err)
+	}
+	if e.manifest.Decoder == nil {
+		return r, nil
+	}
+	hidden := e.manifest.Decoder.HiddenSize
+	if r.width != hidden || len(r.features) != p.ImageTokens*hidden {
+		return nil, fmt.Errorf("the picture graphs made %d values in rows of %d and the prompt has %d image tokens of %d: recipe and graphs do not belong together",
+			len(r.features), r.width, p.ImageTokens, hidden)
+	}
+	return r, nil
+}
+
+// answer has the prompt continued.
+func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *stageResult, preprocess time.Duration, trace *traceSink) (*Result, error) {
+	m := e.manifest
+	ids := make([]int32, len(p.TokenIDs), len(p.TokenIDs)+p.MaxTokens)
+	copy(ids, p.TokenIDs)
+	q := &sequence{
+		ctx: ctx, ids: ids, prompt: len(ids), maxNew: p.MaxTokens,
+		features: made.features, imageToken: int32(m.Tokens.Image),
+		sampler: newSampler(req.Sampling, m.Decoder.VocabSize, cap(ids)),
+		text:    tokenizer.NewStream(e.prompter.tokenizer, true),
+		stopper: stopper{stops: req.Stop},
+		answer:  make([]byte, 0, 4*p.MaxTokens),
+		token:   req.Token, logprobs: req.Logprobs, piece: e.prompter.piece, trace: trace,
+	}
+	for _, id := range m.Tokens.EOS {
+		q.eos = append(q.eos, int32(id))
+	}
+	if err := e.scheduler.run(q); err != nil {
+		return nil, err
+	}
+	r := &Result{
+		Text: string(q.answer), TokenIDs: q.generated(), PromptTokenIDs: p.TokenIDs, FinishReason: q.finish,
+		Usage: Usage{PromptTokens: len(p.TokenIDs), CompletionTokens: len(q.generated()), ImageTokens: p.ImageTokens},
+		Timings: Timings{
+			Load: e.loadTime, Preprocess: preprocess, Vision: made.first, Connector: made.rest,
+			Queue: q.admittedAt.Sub(q.submittedAt), Prefill: q.firstAt.Sub(q.admittedAt), Decode: q.endAt.Sub(q.firstAt),
+		},
+	}
+	if n := len(r.TokenIDs) - 1; n > 0 && r.Timings.Decode > 0 {
+		r.Timings.TokensPerSecond = float64(n) / r.Timings.Decode.Seconds()
+	}
+	return r, nil
+}

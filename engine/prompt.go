@@ -1,0 +1,273 @@
+// From messages to token ids: chat template, placeholders of pictures, expansion, tokenizer.
+//
+// What users write is covered by a tokenizer.Shield before the template sees it, so a special token's name in it stays
+// ordinary text and cannot end a turn or stand for a picture. Placeholders that are no token of the vocabulary cannot be
+// covered; a text that contains one is refused. Raw prompts are the caller's own and are used as they are.
+
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"glimpse/manifest"
+	"glimpse/tokenizer"
+)
+
+// maxRole bounds a role's name.
+const maxRole = 64
+
+// maxTemplateFile bounds the template's file; tokenizer bounds it again.
+const maxTemplateFile = 1 << 20
+
+// prompter turns requests into prompts. It is safe for many goroutines.
+type prompter struct {
+	prompt    manifest.Prompt
+	tokens    manifest.Tokens
+	tokenizer *tokenizer.Tokenizer
+	template  *tokenizer.Template // nil: raw prompts only
+}
+
+// promptPlan is a prompt before its pictures' sizes are known.
+type promptPlan struct {
+	text     string // with marks of the shield in it
+	shown    string // as users see it
+	shield   *tokenizer.Shield
+	pictures []*Picture
+}
+
+// openPrompter reads the template and the tokenizer of a model folder.
+func openPrompter(folder string, m *manifest.Manifest) (*prompter, error) {
+	p := &prompter{prompt: m.Prompt, tokens: m.Tokens}
+	if m.Picture != nil && m.Prompt.Expansion != "repeat" {
+		return nil, fmt.Errorf(`prompt.expansion is %q; known is "repeat": run the folder with a newer glimpse, or convert again`, m.Prompt.Expansion)
+	}
+	if m.Picture != nil && (m.Prompt.Placeholder == "" || m.Prompt.ImageToken == "") {
+		return nil, errors.New("prompt.placeholder and prompt.image_token must be given where the model takes pictures")
+	}
+	var err error
+	if p.tokenizer, err = tokenizer.Open(folder); err != nil {
+		return nil, err
+	}
+	if m.Prompt.Template == "" {
+		return p, nil
+	}
+	source, err := readTemplate(filepath.Join(folder, m.Prompt.Template))
+	if err == nil {
+		p.template, err = tokenizer.ParseTemplate(source)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func readTemplate(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("read chat template: %w", err)
+	}
+	if info.Size() > maxTemplateFile {
+		return "", fmt.Errorf("read chat template %s: %d bytes; at most %d are read", path, info.Size(), maxTemplateFile)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read chat template: %w", err)
+	}
+	return string(raw), nil
+}
+
+// Close frees tokenizer and template. It is idempotent.
+func (p *prompter) Close() error {
+	if p == nil {
+		return nil
+	}
+	var err error
+	if p.template != nil {
+		err = p.template.Close()
+	}
+	return errors.Join(err, p.tokenizer.Close())
+}
+
+// plan renders the request's prompt and counts its placeholders against its pictures.
+func (p *prompter) plan(req Request) (*promptPlan, error) {
+	plan := &promptPlan{shield: p.tokenizer.NewShield()}
+	param := "messages"
+	var err error
+	if req.Raw {
+		param = "prompt"
+		err = p.planRaw(req, plan)
+	} else {
+		err = p.planMessages(req, plan)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.prompt.Placeholder == "" {
+		return plan, nil
+	}
+	if n := strings.Count(plan.text, p.prompt.Placeholder); n != len(plan.pictures) {
+		return nil, badRequest(param, CodeInvalid, nil, "the prompt has %d placeholders (%s) and the request %d pictures; each picture needs one",
+			n, p.prompt.Placeholder, len(plan.pictures))
+	}
+	return plan, nil
+}
+
+func (p *prompter) planRaw(req Request, plan *promptPlan) error {
+	switch {
+	case len(req.Messages) > 0:
+		return badRequest("messages", CodeInvalid, nil, "a raw prompt and messages exclude each other")
+	case req.Prompt == "":
+		return badRequest("prompt", CodeInvalid, nil, "the prompt is empty")
+	case p.prompt.ImageToken != p.prompt.Placeholder && strings.Contains(req.Prompt, p.prompt.ImageToken):
+		return badRequest("prompt", CodeInvalid, nil, "the prompt contains %s; a picture's place is written %s", p.prompt.ImageToken, p.prompt.Placeholder)
+	}
+	plan.text, plan.shown = req.Prompt, req.Prompt
+	for i := range req.Pictures {
+		plan.pictures = append(plan.pictures, &req.Pictures[i])
+	}
+	return nil
+}
+
+// templateMessage and templatePart are a message as upstream's templates see it.
+type templateMessage struct {
+	Role    string         `json:"role"`
+	Content []templatePart `json:"content"`
+}
+
+type templatePart struct {
+	Type string  `json:"type"`
+	Text *string `json:"text,omitempty"`
+}
+
+func (p *prompter) planMessages(req Request, plan *promptPlan) error {
+	switch {
+	case req.Prompt != "" || len(req.Pictures) > 0:
+		return badRequest("prompt", CodeInvalid, nil, "a prompt and pictures beside messages are for raw requests")
+	case len(req.Messages) == 0:
+		return badRequest("messages", CodeInvalid, nil, "there are no messages")
+	case p.template == nil:
+		return badRequest("messages", CodeUnsupported, nil, "the model has no chat template; send a raw prompt")
+	}
+	messages := make([]templateMessage, len(req.Messages))
+	for i, m := range req.Messages {
+		content, err := p.message(i, m, plan)
+		if err != nil {
+			return err
+		}
+		messages[i] = templateMessage{m.Role, content}
+	}
+	variables := map[string]any{"messages": messages, "add_generation_prompt": true}
+	for role, text := range p.tokens.Strings {
+		if _, taken := variables[role]; !taken {
+			variables[role] = text
+		}
+	}
+	text, err := p.template.Render(variables)
+	if err != nil {
+		return badRequest("messages", CodeInvalid, err, "%v", err)
+	}
+	plan.text, plan.shown = text, plan.shield.Uncover(text)
+	return nil
+}
+
+// message checks one message, covers its texts and notes its pictures.
+func (p *prompter) message(i int, m Message, plan *promptPlan) ([]templatePart, error) {
+	param := fmt.Sprintf("messages[%d]", i)
+	if !plainRole(m.Role) {
+		return nil, badRequest(param+".role", CodeInvalid, nil, "message %d has the role %.80q; roles are words such as user, assistant and system", i, m.Role)
+	}
+	parts := make([]templatePart, 0, len(m.Content))
+	var joined, covered strings.Builder
+	probe := p.tokenizer.NewShield()
+	for j, part := range m.Content {
+		switch part.Type {
+		case PartText:
+			text := plan.shield.Cover(part.Text)
+			parts = append(parts, templatePart{PartText, &text})
+			joined.WriteString(part.Text)
+			covered.WriteString(probe.Cover(part.Text))
+		case PartImage:
+			if part.Picture == nil {
+				return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d is an image without a picture", j, i)
+			}
+			parts = append(parts, templatePart{Type: PartImage})
+			plan.pictures = append(plan.pictures, part.Picture)
+		default:
+			return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d has the type %.40q; known are text and image", j, i, part.Type)
+		}
+	}
+	// Texts of one message may be joined by the template; a name made of two of them would not be covered.
+	if probe.Cover(joined.String()) != covered.String() {
+		return nil, badRequest(param, CodeInvalid, nil, "the texts of message %d join into the name of a special token; send them as one part", i)
+	}
+	for _, name := range []string{p.prompt.Placeholder, p.prompt.ImageToken} {
+		if name != "" && strings.Contains(covered.String(), name) {
+			return nil, badRequest(param, CodeInvalid, nil, "the text of message %d contains %s, which stands for a picture; send the picture as an image part", i, name)
+		}
+	}
+	return parts, nil
+}
+
+// plainRole reports whether a role is a word: templates print it next to their special tokens.
+func plainRole(role string) bool {
+	for _, r := range role {
+		if !(r == '_' || r == '-' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z') {
+			return false
+		}
+	}
+	return role != "" && len(role) <= maxRole
+}
+
+// encode expands each placeholder to its picture's tokens and returns the ids. The number of image tokens among them is
+// what the pictures take, or the prompt is refused.
+func (p *prompter) encode(plan *promptPlan, tokens []int) ([]int32, error) {
+	text := plan.text
+	total := 0
+	if len(tokens) > 0 {
+		pieces := strings.Split(text, p.prompt.Placeholder)
+		var b strings.Builder
+		for i, n := range tokens {
+			b.WriteString(pieces[i])
+			b.WriteString(p.prompt.Prefix)
+			b.WriteString(strings.Repeat(p.prompt.ImageToken, n))
+			b.WriteString(p.prompt.Suffix)
+			total += n
+		}
+		b.WriteString(pieces[len(tokens)])
+		text = b.String()
+	}
+	// As transformers' processors do: a prompt that brings its own BOS gets no second one.
+	bos := p.tokens.Strings["bos_token"]
+	special := bos == "" || !strings.HasPrefix(text, bos)
+	ids, err := plan.shield.Encode(text, special)
+	if err != nil {
+		if errors.Is(err, tokenizer.ErrNUL) {
+			return nil, badRequest("messages", CodeInvalid, err, "the prompt: %v", err)
+		}
+		return nil, fmt.Errorf("encode the prompt: %w", err)
+	}
+	found := 0
+	for _, id := range ids {
+		if p.tokens.Image >= 0 && int(id) == p.tokens.Image {
+			found++
+		}
+	}
+	if found != total {
+		return nil, badRequest("messages", CodeInvalid, nil, "the prompt has %d image tokens (%s) and its pictures take %d", found, p.prompt.ImageToken, total)
+	}
+	return ids, nil
+}
+
+// piece returns the text that a token adds after another, for listings of log-probabilities.
+func (p *prompter) piece(id int32) string {
+	// Alone, tokenizers drop a leading space; after itself it shows.
+	once := p.tokenizer.Decode([]int32{id}, false)
+	if rest, ok := strings.CutPrefix(p.tokenizer.Decode([]int32{id, id}, false), once); ok && once != "" {
+		return rest
+	}
+	return once
+}

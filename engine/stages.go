@@ -1,0 +1,242 @@
+// From a picture's tensors to rows of the prompt: the graphs of picture.stages, fed by name.
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"glimpse/graphs"
+	"glimpse/manifest"
+)
+
+// stages runs the picture graphs of a model. It is safe for many goroutines; one request at a time is on the machine,
+// since each operator already uses all its cores.
+type stages struct {
+	runtime  *graphs.Runtime
+	list     []stage
+	features string // the tensor that the prompt takes
+	batch    int    // most tiles at once
+	gate     chan struct{}
+}
+
+type stage struct {
+	name    string
+	session *graphs.Session
+}
+
+// stageResult is what the stages made of the pictures of one request.
+type stageResult struct {
+	features []float32        // [rows, hidden_size]
+	width    int              // hidden_size
+	arrays   map[string]Array // every tensor by name, when asked for
+	first    time.Duration    // of the first stage
+	rest     time.Duration    // of the others
+}
+
+// openStages loads the graphs of m.Picture.Stages.
+func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts Options) (*stages, error) {
+	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
+	for _, name := range m.Picture.Stages {
+		s, err := loadComponent(ctx, folder, name, m, opts)
+		if err != nil {
+			return nil, errors.Join(err, p.Close())
+		}
+		p.list = append(p.list, stage{name, s})
+	}
+	if err := p.checkFlow(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// checkFlow makes sure that picture.features comes out of a stage.
+func (p *stages) checkFlow() error {
+	var names []string
+	for _, s := range p.list {
+		for _, port := range s.session.Outputs() {
+			names = append(names, port.Name)
+		}
+	}
+	if !slices.Contains(names, p.features) {
+		return fmt.Errorf("picture.features is %q, and the stages make %s", p.features, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// run takes the recipe's tensors, whose leading dimensions are the tiles of all pictures of the request, and returns the
+// feature rows. Tiles go through in batches. With keep set all tensors on the way are returned.
+func (p *stages) run(ctx context.Context, tensors map[string]Array, keep bool) (*stageResult, error) {
+	tiles, err := commonTiles(tensors)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case p.gate <- struct{}{}:
+		defer func() { <-p.gate }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	r := &stageResult{}
+	if keep {
+		r.arrays = maps.Clone(tensors)
+	}
+	for first := 0; first < tiles; first += p.batch {
+		if err := p.runBatch(ctx, tensors, first, min(p.batch, tiles-first), r); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// commonTiles returns the leading dimension that all tensors share.
+func commonTiles(tensors map[string]Array) (int, error) {
+	tiles := -1
+	for name, a := range tensors {
+		size := int64(1)
+		for _, d := range a.Shape {
+			size *= d
+		}
+		if len(a.Shape) == 0 || size != int64(len(a.Data)) || size == 0 {
+			return 0, fmt.Errorf("tensor %s: shape %v does not describe its %d values", name, a.Shape, len(a.Data))
+		}
+		if tiles >= 0 && int64(tiles) != a.Shape[0] {
+			return 0, fmt.Errorf("tensor %s has %d tiles, others %d", name, a.Shape[0], tiles)
+		}
+		tiles = int(a.Shape[0])
+	}
+	if tiles < 0 {
+		return 0, errors.New("no picture tensors were given")
+	}
+	return tiles, nil
+}
+
+// runBatch runs every stage on tiles first..first+n−1 and appends to r.
+func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, n int, r *stageResult) error {
+	live := map[string]*graphs.Tensor{}
+	defer closeAll(live)
+	for name, a := range tensors {
+		row := len(a.Data) / int(a.Shape[0])
+		shape := append([]int64{int64(n)}, a.Shape[1:]...)
+		t, err := p.runtime.FromFloat32(a.Data[first*row:(first+n)*row], shape...)
+		if err != nil {
+			return fmt.Errorf("copy picture tensor %s: %w", name, err)
+		}
+		live[name] = t
+	}
+	for i, s := range p.list {
+		start := time.Now()
+		made, err := s.run(ctx, p.runtime, live)
+		if err != nil {
+			return fmt.Errorf("run %s: %w", s.name, err)
+		}
+		for name, t := range made {
+			live[name].Close() // a stage may hand on a tensor under the same name
+			live[name] = t
+		}
+		if elapsed := time.Since(start); i == 0 {
+			r.first += elapsed
+		} else {
+			r.rest += elapsed
+		}
+		for name, t := range made {
+			r.collect(name, t)
+		}
+	}
+	out := live[p.features]
+	r.width = int(out.Dim(len(out.Shape()) - 1))
+	r.features = append(r.features, out.Float32()...)
+	return nil
+}
+
+// collect appends a batch of a tensor to the arrays that are kept.
+func (r *stageResult) collect(name string, t *graphs.Tensor) {
+	if r.arrays == nil {
+		return
+	}
+	a := r.arrays[name]
+	if a.Shape == nil {
+		a.Shape = t.Shape()
+	} else {
+		a.Shape[0] += t.Dim(0)
+	}
+	a.Data = append(a.Data, t.Float32()...)
+	r.arrays[name] = a
+}
+
+// run feeds the stage from what is there and returns its outputs, which the caller closes.
+func (s stage) run(ctx context.Context, rt *graphs.Runtime, live map[string]*graphs.Tensor) (_ map[string]*graphs.Tensor, err error) {
+	in, out, sizes := map[string]*graphs.Tensor{}, map[string]*graphs.Tensor{}, map[string]int64{}
+	defer func() {
+		if err != nil {
+			closeAll(out)
+		}
+	}()
+	for _, port := range s.session.Inputs() {
+		t := live[port.Name]
+		if t == nil {
+			return nil, fmt.Errorf("its input %s is made by nothing before it (there are %s)", port.Name,
+				strings.Join(slices.Sorted(maps.Keys(live)), ", "))
+		}
+		in[port.Name] = t
+		for d, symbol := range port.Symbols {
+			if symbol != "" && port.Shape[d] < 0 {
+				sizes[symbol] = t.Dim(d)
+			}
+		}
+	}
+	for _, port := range s.session.Outputs() {
+		if port.DType != graphs.Float32 {
+			return nil, fmt.Errorf("its output is %v; picture stages hand on float32", port)
+		}
+		shape, err := resolve(port, sizes)
+		if err != nil {
+			return nil, err
+		}
+		t, err := rt.NewTensor(port.DType, shape...)
+		if err != nil {
+			return nil, err
+		}
+		out[port.Name] = t
+	}
+	return out, s.session.Run(ctx, in, out)
+}
+
+func closeAll(tensors map[string]*graphs.Tensor) {
+	for _, t := range tensors {
+		t.Close()
+	}
+}
+
+// resolve returns the shape of an output whose free dimensions are named like those of an input.
+func resolve(port graphs.Port, sizes map[string]int64) ([]int64, error) {
+	shape := slices.Clone(port.Shape)
+	for d, n := range shape {
+		if n >= 0 {
+			continue
+		}
+		size, ok := sizes[port.Symbols[d]]
+		if !ok {
+			return nil, fmt.Errorf("its output is %v, and dimension %d is that of no input", port, d)
+		}
+		shape[d] = size
+	}
+	return shape, nil
+}
+
+// Close closes the graphs. It is idempotent.
+func (p *stages) Close() error {
+	if p == nil {
+		return nil
+	}
+	var problems []error
+	for _, s := range p.list {
+		problems = append(problems, s.session.Close())
+	}
+	return errors.Join(problems...)
+}

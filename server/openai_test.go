@@ -277,7 +277,9 @@ func TestClientErrors(t *testing.T) {
 				if strings.Contains(api.Message, "secret") {
 					t.Errorf("%s: the reply tells internals: %s", tc.name, api.Message)
 				}
-				waitFor(t, func() bool { return strings.Count(log.String(), id) >= 2 && strings.Contains(log.String(), "secret detail") })
+				waitFor(t, func() bool {
+					return strings.Count(log.String(), id) >= 2 && strings.Contains(log.String(), "secret detail")
+				})
 			}
 		}
 	}

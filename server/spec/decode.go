@@ -136,6 +136,9 @@ func (d *decoder) tokenValue(n *node, f field, v reflect.Value, path string, tok
 			alt.setText(text)
 			return d.checkText(f, text, path)
 		}
+		if token != n.elem.opening() {
+			return d.mismatch(n, describeToken(token), path)
+		}
 		return d.tokenValue(n.elem, f, alt.alternative(), path, token)
 	case kindObject:
 		if token == json.Delim('{') {
@@ -207,6 +210,14 @@ func (d *decoder) object(n *node, v reflect.Value, path string) error {
 		}
 	}
 	return nil
+}
+
+// opening is the token that a value of the node begins with: the alternative of a TextOr is an array or an object.
+func (n *node) opening() json.Token {
+	if n.kind == kindArray {
+		return json.Delim('[')
+	}
+	return json.Delim('{')
 }
 
 // find matches names exactly: encoding/json would take MODEL for model.

@@ -106,7 +106,11 @@ func describe(t reflect.Type) *node {
 		return &node{kind: kindRefused}
 	}
 	if alt, ok := reflect.New(t).Interface().(alternatives); ok {
-		return &node{kind: kindTextOr, elem: describe(alt.alternative().Type())}
+		elem := describe(alt.alternative().Type())
+		if elem.kind != kindArray && elem.kind != kindObject {
+			panic("spec: the alternative of " + t.String() + " is neither a slice nor a struct")
+		}
+		return &node{kind: kindTextOr, elem: elem}
 	}
 	switch t.Kind() {
 	case reflect.String:

@@ -1,0 +1,165 @@
+// The root command and what the verbs share: global options, the log, ONNX Runtime, an open model.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+
+	"glimpse/cmd/glimpse/internal/config"
+	"glimpse/engine"
+	"glimpse/graphs"
+	"glimpse/manifest"
+	"glimpse/preprocess"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// GlobalOptions are the flags of every command.
+type GlobalOptions struct {
+	Config   string
+	Device   string
+	Threads  int
+	OrtLib   string
+	LogLevel slog.Level
+	logGiven bool
+}
+
+// AddFlags adds the global flags.
+func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
+	o.Device, o.LogLevel = "cpu", slog.LevelWarn
+	f.StringVar(&o.Config, "config", "", "`file` with settings (default: glimpse.toml in the working directory, if there is one)")
+	f.Var(&choice{&o.Device, []string{"cpu", "cuda", "auto"}}, "device", "where graphs run: cpu, cuda, or auto")
+	f.Var(&count{&o.Threads, 0}, "threads", "threads of one operator; 0: the physical cores")
+	f.StringVar(&o.OrtLib, "ort-lib", "", "ONNX Runtime's shared `library`, or the folder it is in")
+	f.Var(&logLevel{&o.LogLevel, &o.logGiven}, "log-level", "what is logged to standard error: debug, info, warn, error")
+}
+
+// ModelOptions are the flags of the commands that run a model.
+type ModelOptions struct {
+	Slots     int
+	Context   int
+	MaxPixels int64
+}
+
+// AddFlags adds the flags; slots is the default of --slots.
+func (o *ModelOptions) AddFlags(f *pflag.FlagSet, slots int) {
+	o.Slots = slots
+	f.Var(&count{&o.Slots, 1}, "slots", "requests that decode together")
+	f.Var(&count{&o.Context, 0}, "context", "prompt and answer tokens of one request; 0: what the model allows, at most 4096")
+	f.Int64Var(&o.MaxPixels, "max-pixels", preprocess.DefaultMaxPixels, "largest width × height of a picture")
+}
+
+// app is what every command gets.
+type app struct {
+	stdout, stderr io.Writer
+	global         GlobalOptions
+	log            *slog.Logger
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "glimpse",
+		Short: "Converts multimodal checkpoints to ONNX graphs and runs them",
+		Long: "glimpse converts multimodal checkpoints to ONNX graphs, and captions pictures and answers about them with ONNX Runtime.\n\n" +
+			"Exit status: 0 done, 1 ran but found differences or failed items, 2 bad usage or bad input, 130 interrupted.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.configure(cmd)
+		},
+	}
+	a.global.AddFlags(root.PersistentFlags())
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return badInputf("%w (see `%s --help`)", err, cmd.CommandPath())
+	})
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(
+		newConvert(a), newAsk(a), newCaption(a), newVerify(a), newInspect(a), newSynth(a),
+		newServe(a), newBench(a), newScore(a), newEmbed(a), newDoctor(a), newVersion(a),
+	)
+	for _, c := range root.Commands() {
+		markUsage(c)
+	}
+	markUsage(root)
+	return root
+}
+
+// markUsage makes wrong numbers of arguments and unknown commands bad usage.
+func markUsage(c *cobra.Command) {
+	check := c.Args
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return badInputf("%w (see `%s --help`)", err, cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// configure lays the environment and the file under the flags and opens the log.
+func (a *app) configure(cmd *cobra.Command) error {
+	path := a.global.Config
+	if path == "" {
+		path = os.Getenv("GLIMPSE_CONFIG")
+	}
+	file, err := config.Read(path)
+	if err != nil {
+		return err
+	}
+	if err := config.Apply(cmd.Flags(), os.LookupEnv, file); err != nil {
+		return err
+	}
+	a.setLogLevel(a.global.LogLevel)
+	return nil
+}
+
+func (a *app) setLogLevel(level slog.Level) {
+	a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// openRuntime opens ONNX Runtime.
+func (a *app) openRuntime() (*graphs.Runtime, error) {
+	return graphs.Open(graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log})
+}
+
+// withEngine opens a model folder, runs f, and closes what it opened.
+func (a *app) withEngine(ctx context.Context, folder string, o ModelOptions, f func(*engine.Engine) error) (err error) {
+	// The folder is judged first: without a model there is no point in looking for a library.
+	if _, err := manifest.Read(folder); err != nil {
+		return badInput(err)
+	}
+	rt, err := a.openRuntime()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rt.Close()) }()
+	e, err := a.openEngine(ctx, rt, folder, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	return f(e)
+}
+
+func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string, o ModelOptions) (*engine.Engine, error) {
+	return engine.Open(ctx, folder, engine.Options{
+		Runtime: rt, Device: a.global.Device, Threads: a.global.Threads,
+		Slots: o.Slots, Capacity: o.Context,
+		Limits: preprocess.Limits{MaxPixels: o.MaxPixels}, Logger: a.log,
+	})
+}
+
+// isTerminal reports whether w is a terminal that a progress bar can be drawn on.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+}

@@ -1,0 +1,122 @@
+// glimpse serve: models over HTTP.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"glimpse/engine"
+	"glimpse/manifest"
+	"glimpse/server"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// ServeOptions are the flags of serve.
+type ServeOptions struct {
+	ModelOptions
+	Listen       string
+	Keys         string
+	TLSCert      string
+	TLSKey       string
+	LocalMedia   string
+	InFlight     int
+	DrainDelay   time.Duration
+	DrainTimeout time.Duration
+}
+
+// AddFlags adds the flags.
+func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
+	o.ModelOptions.AddFlags(f, 4)
+	f.StringVar(&o.Listen, "listen", "127.0.0.1:8080", "`address` to listen on; port 0 picks a free one")
+	f.StringVar(&o.Keys, "keys", "", "`file` with hashes of the API keys; without it no key is asked for")
+	f.StringVar(&o.TLSCert, "tls-cert", "", "PEM `file` of the certificate")
+	f.StringVar(&o.TLSKey, "tls-key", "", "PEM `file` of the key")
+	f.StringVar(&o.LocalMedia, "local-media", "", "`folder` that file:// URLs of requests may name files of")
+	f.Var(&count{&o.InFlight, 0}, "in-flight", "answers being made or waiting, a model; 0: 64")
+	f.DurationVar(&o.DrainDelay, "drain-delay", 0, "between \"not ready\" and closing the listener when stopping")
+	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "for requests in flight when stopping; 0: 30s")
+}
+
+func newServe(a *app) *cobra.Command {
+	var o ServeOptions
+	cmd := &cobra.Command{
+		Use:     "serve MODEL...",
+		Short:   "Serves models over HTTP, with OpenAI's API",
+		Long:    "Serves the models under the names of their folders. The first signal drains: requests in flight may finish.",
+		Example: "  glimpse serve llava/ --listen 127.0.0.1:8080",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runServe(cmd.Context(), a, o, args)
+		},
+	}
+	o.AddFlags(cmd.Flags())
+	return cmd
+}
+
+func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (err error) {
+	if !a.global.logGiven {
+		a.setLogLevel(slog.LevelInfo) // a server that says nothing at all looks hung
+	}
+	for _, folder := range folders {
+		if _, err := manifest.Read(folder); err != nil {
+			return badInput(err)
+		}
+	}
+	// The port is taken before models are loaded: that it is in use should not be news after minutes.
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Listen)
+	if err != nil {
+		return badInputf("--listen: %w", err)
+	}
+	defer ln.Close() // Serve closes it too
+	rt, err := a.openRuntime()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rt.Close()) }()
+	var models []server.Model
+	for _, folder := range folders {
+		e, err := a.openEngine(ctx, rt, folder, o.ModelOptions)
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		models = append(models, e)
+	}
+	s, err := server.New(server.Options{
+		Models: models, Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia,
+		Limits: server.Limits{InFlight: o.InFlight, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
+	})
+	if err != nil {
+		return badInput(err)
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	fmt.Fprintf(a.stderr, "glimpse: serving %s on %s\n", names(models), address(o, ln))
+	return s.Serve(ctx, ln)
+}
+
+func names(models []server.Model) string {
+	text := ""
+	for i, m := range models {
+		if i > 0 {
+			text += ", "
+		}
+		text += m.Name()
+	}
+	return text
+}
+
+func address(o ServeOptions, ln net.Listener) string {
+	if o.TLSCert != "" {
+		return "https://" + ln.Addr().String()
+	}
+	return "http://" + ln.Addr().String()
+}
+
+var _ server.Model = (*engine.Engine)(nil)

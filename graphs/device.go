@@ -36,14 +36,14 @@ var cudaLibraries = []string{"libonnxruntime_providers_cuda.so", "libonnxruntime
 
 // missingCUDA says which file of the CUDA provider is not beside the library.
 // ONNX Runtime's own message for it differs between builds and often names none.
-func (e *environment) missingCUDA() error {
-	folder := filepath.Dir(e.path)
-	if real, err := filepath.EvalSymlinks(e.path); err == nil {
+func missingCUDA(library, version string) error {
+	folder := filepath.Dir(library)
+	if real, err := filepath.EvalSymlinks(library); err == nil {
 		folder = filepath.Dir(real)
 	}
 	for _, name := range cudaLibraries {
 		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
-			return fmt.Errorf("device cuda needs %s beside %s: use the library of ONNX Runtime's GPU package, release %s, or --device cpu", name, e.path, e.version)
+			return fmt.Errorf("device cuda needs %s beside %s: use the library of ONNX Runtime's GPU package, release %s, or --device cpu", name, library, version)
 		}
 	}
 	return nil
@@ -51,7 +51,7 @@ func (e *environment) missingCUDA() error {
 
 // appendCUDA adds the CUDA provider to the options of a session.
 func (e *environment) appendCUDA(options *ort.SessionOptions, deviceID int) error {
-	if err := e.missingCUDA(); err != nil {
+	if err := missingCUDA(e.path, e.version); err != nil {
 		return err
 	}
 	cuda, err := ort.NewCUDAProviderOptions()

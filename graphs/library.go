@@ -1,10 +1,12 @@
 package graphs
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -148,7 +150,7 @@ func (s *librarySearch) try(path, label string) (Library, bool) {
 func probe(path string) (Library, error) {
 	lib, err := openLibrary(path)
 	if err != nil {
-		return Library{}, trimPath(err, path)
+		return Library{}, loadError(path, err)
 	}
 	defer lib.close()
 	version := lib.version()
@@ -164,10 +166,21 @@ func probe(path string) (Library, error) {
 	return Library{Path: path, Version: version}, nil
 }
 
-// trimPath drops the path that the loader puts before its reason.
-func trimPath(err error, path string) error {
+// loadError is the loader's reason without the path that comes before it. For a
+// library of another architecture the loader says "no such file", so the file's
+// header is asked.
+func loadError(path string, err error) error {
+	if file, elfErr := elf.Open(path); elfErr == nil {
+		defer file.Close()
+		if want := elfMachines[runtime.GOARCH]; want != 0 && file.Machine != want {
+			return fmt.Errorf("is built for %v, and this machine is %v", file.Machine, want)
+		}
+	}
 	return errors.New(strings.TrimPrefix(err.Error(), path+": "))
 }
+
+// elfMachines names the architectures that ONNX Runtime is packaged for.
+var elfMachines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 
 // reason is an error without the path that the caller already wrote.
 func reason(err error) error {

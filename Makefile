@@ -55,17 +55,17 @@ $(TOKENIZERS_A): $(TOKENIZERS_LIB)
 	mkdir -p $(LIB)
 	install -m 644 $(TOKENIZERS_LIB) $@
 else
-# The binding's Rust crate is in its Go module; copied because the module cache is read-only and its manifest needs a patch.
-$(BINDING_STAMP): versions.mk $(NATIVE)/patch-binding.sed
+# The binding's Rust crate is in its Go module; copied because the module cache is read-only and two files need a patch.
+$(BINDING_STAMP): versions.mk $(wildcard $(NATIVE)/patch-binding-*.sed)
 	$(GO) mod download $(TOKENIZERS_MODULE)
 	rm -rf $(BINDING)
 	mkdir -p $(BINDING)
 	dir="$$($(GO) list -m -f '{{.Dir}}' $(TOKENIZERS_MODULE))"; \
 	    cp -R "$$dir"/crates/tokenizers/src "$$dir"/crates/tokenizers/Cargo.toml "$$dir"/LICENSE $(BINDING)/
 	chmod -R u+w $(BINDING)
-	sed -e 's/@TIKTOKEN_RS_VERSION@/$(TIKTOKEN_RS_VERSION)/' $(NATIVE)/patch-binding.sed > $(BINDING)/patch.sed
-	sed -f $(BINDING)/patch.sed $(BINDING)/Cargo.toml > $(BINDING)/Cargo.toml.new
-	mv $(BINDING)/Cargo.toml.new $(BINDING)/Cargo.toml
+	sed -e 's/@TIKTOKEN_RS_VERSION@/$(TIKTOKEN_RS_VERSION)/' $(NATIVE)/patch-binding-manifest.sed > $(BINDING)/manifest.sed
+	scripts/patch $(BINDING)/manifest.sed $(BINDING)/Cargo.toml
+	scripts/patch $(NATIVE)/patch-binding-source.sed $(BINDING)/src/lib.rs
 	touch $@
 
 $(TOKENIZERS_A): $(BINDING_STAMP) $(NATIVE)/Cargo.toml $(NATIVE)/Cargo.lock $(wildcard $(NATIVE)/src/*.rs)

@@ -148,6 +148,19 @@ func TestTruncationIsIgnored(t *testing.T) {
 	}
 }
 
+// The Strip decoder panics on a text that it strips from both ends at once.
+func TestPanicWhileDecoding(t *testing.T) {
+	tok, err := tokenizer.Parse([]byte(`{"version":"1.0","added_tokens":[],"decoder":{"type":"Sequence","decoders":[{"type":"Fuse"},
+		{"type":"Strip","content":"a","start":1,"stop":1}]},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close()
+	if got := tok.Decode([]int32{0}, false); got != "" {
+		t.Errorf("decoded %q", got)
+	}
+}
+
 func TestCloseWhileInUse(t *testing.T) {
 	tok := openTokenizer(t, llavaCheckpoint)
 	var group sync.WaitGroup
@@ -176,22 +189,23 @@ func TestCloseWhileInUse(t *testing.T) {
 	}
 }
 
+// Small files of each kind: the fuzzer gets nowhere with whole vocabularies.
 func FuzzParseAndEncode(f *testing.F) {
-	data, err := os.ReadFile(filepath.Join(llavaCheckpoint, "tokenizer.json"))
-	if err != nil {
-		f.Fatal(err)
+	for _, file := range []string{
+		`{"version":"1.0","added_tokens":[{"id":1,"content":"<b>","special":true,"normalized":false}],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`,
+		`{"version":"1.0","truncation":{"direction":"Right","max_length":1,"strategy":"LongestFirst","stride":0},"added_tokens":[],
+			"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}]},
+			"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"a","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{"a":{"id":"a","ids":[1],"tokens":["a"]}}},
+			"decoder":{"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},
+			"model":{"type":"BPE","unk_token":"▁","byte_fallback":true,"vocab":{"▁":0,"a":1,"b":2,"ab":3,"<0x00>":4},"merges":["a b"]}}`,
+		`{"version":"1.0","added_tokens":[],"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
+			"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},"model":{"type":"BPE","vocab":{"Ā":0,"a":1,"Ġ":2},"merges":[["Ġ","a"]]}}`,
+		`{"version":"1.0","added_tokens":[],"decoder":{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"},"model":{"type":"Unigram","unk_id":0,"vocab":[["a",0.0],["b",-1.0]]}}`,
+		`{"version":"1.0","added_tokens":[],"decoder":{"type":"WordPiece","prefix":"##","cleanup":true},"model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##","max_input_chars_per_word":100,"vocab":{"[UNK]":0,"a":1}}}`,
+		`{"version":"1.0","added_tokens":[],"model":{"type":"WordLevel","unk_token":"a","vocab":{"a":0}}}`,
+	} {
+		f.Add(file, "a b <b>é")
 	}
-	f.Add(string(data), "USER: <image>\nCafé 你好 😀 ASSISTANT:")
-	for _, name := range []string{"blip2-itm-tiny", "blip2-t5-tiny", "smolvlm-tiny"} {
-		data, err := os.ReadFile(filepath.Join(testdata, "tokenizers", name+".json"))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(string(data), "two words")
-	}
-	f.Add(`{"version":"1.0","added_tokens":[{"id":1,"content":"b","special":true}],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`, "aabab")
-	f.Add(`{"version":"1.0","added_tokens":[],"decoder":{"type":"ByteFallback"},"model":{"type":"Unigram","unk_id":0,"vocab":[["a",0.0],["b",-1.0]]}}`, "ab")
-	f.Add(`{"version":"1.0","added_tokens":[],"model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##","max_input_chars_per_word":100,"vocab":{"[UNK]":0,"a":1}}}`, "ab")
 	f.Fuzz(func(t *testing.T, file, text string) {
 		tok, err := tokenizer.Parse([]byte(file))
 		if err != nil {

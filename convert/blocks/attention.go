@@ -13,21 +13,52 @@ func (b *Builder) Columns(x *onnx.Value, widths ...int64) []*onnx.Value {
 	return b.Node("", "Split", len(widths), []*onnx.Value{x, b.Ints1(widths...)}, onnx.Int("axis", -1))
 }
 
-// FullAttention is scaled dot-product attention without a mask, softmax(q·kᵀ/√d)·v, where q, k and v are
-// [batch·sequence, heads·head_dim] rows. length is the sequence's length. It returns rows of the same shape as q.
-// Without mask and bias, MultiHeadAttention takes its flash path.
-func (b *Builder) FullAttention(q, k, v *onnx.Value, length, heads, headDim int64) *onnx.Value {
-	shape := b.Ints1(-1, length, heads*headDim)
+// Heads gives the sizes of an attention without a cache. Lengths are fixed when the graph is built, or 0 when they vary
+// and the rows are [batch, sequence, …] already.
+type Heads struct {
+	Count       int64
+	Dim         int64
+	QueryLength int64
+	KeyLength   int64
+	Scale       float32     // 0 for 1/√head_dim
+	Bias        *onnx.Value // added to the scores: [batch or 1, heads or 1, query, key]; nil for none
+}
+
+// FullAttention is softmax(q·kᵀ·scale + bias)·v without a causal mask, where q is [batch·query, heads·head_dim] rows and
+// k, v are [batch·key, heads·head_dim]. It returns rows of the same shape as q. Without bias, MultiHeadAttention takes its
+// flash path.
+func (b *Builder) FullAttention(q, k, v *onnx.Value, h Heads) *onnx.Value {
+	width := h.Count * h.Dim
 	in := []*onnx.Value{
-		b.Op("Reshape", []*onnx.Value{q, shape}), b.Op("Reshape", []*onnx.Value{k, shape}), b.Op("Reshape", []*onnx.Value{v, shape}),
+		b.batched(q, h.QueryLength, width), b.batched(k, h.KeyLength, width), b.batched(v, h.KeyLength, width),
+		onnx.None, onnx.None, onnx.None,
 	}
-	y := b.Contrib("MultiHeadAttention", in, onnx.Int("num_heads", heads))
-	return b.Op("Reshape", []*onnx.Value{y, b.Ints1(-1, heads*headDim)})
+	if h.Bias != nil {
+		in[5] = h.Bias
+	}
+	attrs := []onnx.Attr{onnx.Int("num_heads", h.Count)}
+	if h.Scale != 0 {
+		attrs = append(attrs, onnx.Float32("scale", h.Scale))
+	}
+	y := b.Contrib("MultiHeadAttention", in, attrs...)
+	if h.QueryLength == 0 {
+		return y
+	}
+	return b.Op("Reshape", []*onnx.Value{y, b.Ints1(-1, width)})
+}
+
+// batched turns rows into [batch, length, width].
+func (b *Builder) batched(x *onnx.Value, length, width int64) *onnx.Value {
+	if length == 0 {
+		return x
+	}
+	return b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, length, width)})
 }
 
 // Step holds the inputs that every decoder graph shares; docs/model-folder.md lists their shapes and meaning.
 type Step struct {
 	InputsEmbeds *onnx.Value
+	PositionIDs  *onnx.Value // [tokens], for decoders with learned positions; nil otherwise
 	rowMap       *onnx.Value
 	tokenMap     *onnx.Value
 	logitsRows   *onnx.Value
@@ -51,6 +82,8 @@ type Cache struct {
 	KVHeads int64
 	HeadDim int64
 	RopeDim int64 // rotated dimensions of a head, 0 for a decoder without rotary embedding
+	Learned bool  // positions come from a table in the graph
+	Scale   float32
 }
 
 // StepInputs adds the decoder's inputs to the graph.
@@ -70,6 +103,9 @@ func (b *Builder) StepInputs(hiddenSize int64, c Cache) *Step {
 	if c.RopeDim > 0 {
 		s.ropeCos = b.Input("rope_cos", onnx.Float, onnx.Free("positions"), onnx.Fixed(c.RopeDim/2))
 		s.ropeSin = b.Input("rope_sin", onnx.Float, onnx.Free("positions"), onnx.Fixed(c.RopeDim/2))
+	}
+	if c.Learned {
+		s.PositionIDs = b.Input("position_ids", onnx.Int64, tokens)
 	}
 	for i := range c.Layers {
 		past := func(name string) *onnx.Value {
@@ -100,6 +136,9 @@ func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, 
 	attrs := []onnx.Attr{onnx.Int("num_heads", c.Heads), onnx.Int("kv_num_heads", c.KVHeads)}
 	if c.RopeDim > 0 {
 		attrs = append(attrs, onnx.Int("do_rotary", 1))
+	}
+	if c.Scale != 0 {
+		attrs = append(attrs, onnx.Float32("scale", c.Scale))
 	}
 	if window > 0 {
 		attrs = append(attrs, onnx.Int("local_window_size", window))

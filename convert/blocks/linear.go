@@ -67,6 +67,12 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 	return y
 }
 
+// Dense is a Linear whose weight and bias are stored at path + ".weight" and path + ".bias".
+func (b *Builder) Dense(x *onnx.Value, name, path string, out, in int64, kind Kind, layer int) *onnx.Value {
+	bias := b.Tensors.Weight(path+".bias", out)
+	return b.Linear(x, Linear{Name: name, W: b.Tensors.Weight(path+".weight", out, in), B: &bias, Kind: kind, Layer: layer})
+}
+
 // half stores a weight as float16 and widens it in the graph; ONNX Runtime folds the Cast when it loads the model.
 func (b *Builder) half(name string, w Weight) *onnx.Value {
 	b.count(w, FormatFP16.Name)

@@ -17,6 +17,16 @@ func (b *Builder) LayerNorm(name string, x *onnx.Value, w, bias Weight, eps floa
 	return y
 }
 
+// LayerNormAt is LayerNorm with weight and bias stored at path + ".weight" and path + ".bias".
+func (b *Builder) LayerNormAt(name, path string, x *onnx.Value, size int64, eps float64) *onnx.Value {
+	return b.LayerNorm(name, x, b.Tensors.Weight(path+".weight", size), b.Tensors.Weight(path+".bias", size), eps)
+}
+
+// AddLayerNormAt is AddLayerNorm with weight and bias stored at path + ".weight" and path + ".bias".
+func (b *Builder) AddLayerNormAt(name, path string, x, skip *onnx.Value, size int64, eps float64) (sum, y *onnx.Value) {
+	return b.AddLayerNorm(name, x, skip, b.Tensors.Weight(path+".weight", size), b.Tensors.Weight(path+".bias", size), eps)
+}
+
 // AddLayerNorm returns x + skip and its LayerNorm, in one operator. x and skip are [rows, hidden_size].
 func (b *Builder) AddLayerNorm(name string, x, skip *onnx.Value, w, bias Weight, eps float64) (sum, y *onnx.Value) {
 	b.Scope(name, func() {

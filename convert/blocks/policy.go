@@ -41,6 +41,7 @@ type Role string
 const (
 	Vision    Role = "vision"
 	Connector Role = "connector"
+	Encoder   Role = "encoder" // of an encoder-decoder language model
 	Decoder   Role = "decoder"
 )
 
@@ -54,6 +55,9 @@ const (
 	Head      Kind = "head"      // vocabulary logits
 	Patch     Kind = "patch"     // patch embedding
 	Project   Kind = "projector" // between towers
+	// Wide is a layer whose activations leave float16's range (T5's wo: every port that halved it overflowed). Its weights
+	// stay fp32 whatever was asked.
+	Wide Kind = "wide"
 )
 
 // Format is how one weight is stored and which operator computes with it.
@@ -99,7 +103,7 @@ func (p Policy) resolved() Precision {
 	if p.Asked != Auto {
 		return p.Asked
 	}
-	if p.Role == Decoder && p.Params >= smallDecoder {
+	if (p.Role == Decoder || p.Role == Encoder) && p.Params >= smallDecoder {
 		return INT4
 	}
 	return INT8
@@ -108,7 +112,7 @@ func (p Policy) resolved() Precision {
 // Linear returns the format of a Linear of this kind in layer (−1 outside the stack).
 func (p Policy) Linear(kind Kind, layer int) Format {
 	switch asked := p.resolved(); {
-	case asked == FP32:
+	case asked == FP32, kind == Wide:
 		return FormatFP32
 	case asked == FP16:
 		return FormatFP16

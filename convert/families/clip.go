@@ -1,14 +1,12 @@
-// The CLIP vision tower (transformers' CLIPVisionModel; Radford et al. 2021, section 2.4), and CLIP's image processor.
+// The CLIP vision tower (transformers' CLIPVisionModel; Radford et al. 2021, section 2.4).
 
 package families
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"glimpse/convert/blocks"
 	"glimpse/convert/onnx"
-	"glimpse/manifest"
 )
 
 // clipVision is CLIPVisionConfig.
@@ -113,103 +111,19 @@ func (c clipVision) embed(b *blocks.Builder, prefix string, pixels *onnx.Value) 
 func (c clipVision) layer(b *blocks.Builder, prefix string, x *onnx.Value, index int) *onnx.Value {
 	t := b.Tensors
 	h, m := c.HiddenSize, c.IntermediateSize
-	norm := func(name string) (w, bias blocks.Weight) {
-		return t.Weight(prefix+name+".weight", h), t.Weight(prefix+name+".bias", h)
-	}
-	proj := func(name string, out, in int64) (w, bias blocks.Weight) {
-		return t.Weight(prefix+name+".weight", out, in), t.Weight(prefix+name+".bias", out)
-	}
-	w1, b1 := norm("layer_norm1")
-	y := b.LayerNorm("layer_norm1", x, w1, b1, c.LayerNormEps)
+	y := b.LayerNormAt("layer_norm1", prefix+"layer_norm1", x, h, c.LayerNormEps)
 
-	qw, qb := proj("self_attn.q_proj", h, h)
-	kw, kb := proj("self_attn.k_proj", h, h)
-	vw, vb := proj("self_attn.v_proj", h, h)
-	bias := blocks.ConcatRows(qb, kb, vb)
-	qkv := b.Linear(y, blocks.Linear{Name: "self_attn.qkv_proj", W: blocks.ConcatRows(qw, kw, vw), B: &bias, Kind: blocks.Attention, Layer: index})
-	parts := b.Columns(qkv, h, h, h)
-	y = b.FullAttention(parts[0], parts[1], parts[2], c.tokens(), c.Heads, h/c.Heads)
-	ow, ob := proj("self_attn.out_proj", h, h)
-	y = b.Linear(y, blocks.Linear{Name: "self_attn.out_proj", W: ow, B: &ob, Kind: blocks.Attention, Layer: index})
+	attn := prefix + "self_attn."
+	bias := blocks.ConcatRows(t.Weight(attn+"q_proj.bias", h), t.Weight(attn+"k_proj.bias", h), t.Weight(attn+"v_proj.bias", h))
+	qkv := blocks.Linear{Name: "self_attn.qkv_proj", B: &bias, Kind: blocks.Attention, Layer: index,
+		W: blocks.ConcatRows(t.Weight(attn+"q_proj.weight", h, h), t.Weight(attn+"k_proj.weight", h, h), t.Weight(attn+"v_proj.weight", h, h))}
+	parts := b.Columns(b.Linear(y, qkv), h, h, h)
+	y = b.FullAttention(parts[0], parts[1], parts[2], blocks.Heads{Count: c.Heads, Dim: h / c.Heads, QueryLength: c.tokens(), KeyLength: c.tokens()})
+	y = b.Dense(y, "self_attn.out_proj", attn+"out_proj", h, h, blocks.Attention, index)
 
-	w2, b2 := norm("layer_norm2")
-	x, y = b.AddLayerNorm("layer_norm2", x, y, w2, b2, c.LayerNormEps)
-	fw, fb := proj("mlp.fc1", m, h)
-	y = b.Linear(y, blocks.Linear{Name: "mlp.fc1", W: fw, B: &fb, Kind: blocks.MLP, Layer: index})
+	x, y = b.AddLayerNormAt("layer_norm2", prefix+"layer_norm2", x, y, h, c.LayerNormEps)
+	y = b.Dense(y, "mlp.fc1", prefix+"mlp.fc1", m, h, blocks.MLP, index)
 	y = b.Activate(blocks.Activation(c.HiddenAct), y)
-	gw, gb := proj("mlp.fc2", h, m)
-	y = b.Linear(y, blocks.Linear{Name: "mlp.fc2", W: gw, B: &gb, Kind: blocks.MLP, Layer: index})
+	y = b.Dense(y, "mlp.fc2", prefix+"mlp.fc2", h, m, blocks.MLP, index)
 	return b.Op("Add", []*onnx.Value{x, y})
-}
-
-// clipProcessor is the preprocessor_config.json of CLIPImageProcessor.
-type clipProcessor struct {
-	CropSize      sizes     `json:"crop_size"`
-	Size          sizes     `json:"size"`
-	DoCenterCrop  *bool     `json:"do_center_crop"`
-	DoConvertRGB  *bool     `json:"do_convert_rgb"`
-	DoNormalize   *bool     `json:"do_normalize"`
-	DoRescale     *bool     `json:"do_rescale"`
-	DoResize      *bool     `json:"do_resize"`
-	Mean          []float64 `json:"image_mean"`
-	Std           []float64 `json:"image_std"`
-	Resample      int       `json:"resample"`
-	RescaleFactor float64   `json:"rescale_factor"`
-	Processor     string    `json:"image_processor_type"`
-	Extractor     string    `json:"feature_extractor_type"` // the older name of the same
-	ProcessorType string    `json:"processor_class"`
-}
-
-// sizes is a size as processors write it: a number, or an object.
-type sizes struct {
-	ShortestEdge int `json:"shortest_edge"`
-	Height       int `json:"height"`
-	Width        int `json:"width"`
-}
-
-func (s *sizes) UnmarshalJSON(raw []byte) error {
-	var edge int
-	if json.Unmarshal(raw, &edge) == nil {
-		*s = sizes{ShortestEdge: edge, Height: edge, Width: edge}
-		return nil
-	}
-	type plain sizes
-	return json.Unmarshal(raw, (*plain)(s))
-}
-
-// resampleNames are Pillow's filters by the number that processors store.
-var resampleNames = map[int]string{0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-
-// picture reads CLIPImageProcessor's configuration as a recipe; its defaults are those of CLIP.
-func (c clipVision) picture(raw json.RawMessage, t *blocks.Tensors) *manifest.Picture {
-	where := "preprocessor_config.json"
-	size := int(c.ImageSize)
-	p := clipProcessor{CropSize: sizes{Height: size, Width: size}, Size: sizes{ShortestEdge: size}, Resample: 3, RescaleFactor: 1.0 / 255,
-		Mean: []float64{0.48145466, 0.4578275, 0.40821073}, Std: []float64{0.26862954, 0.26130258, 0.27577711}}
-	if raw != nil {
-		p.Size, p.CropSize = sizes{}, sizes{}
-		decode(raw, &p, where, t)
-	}
-	for _, f := range []struct {
-		name string
-		set  *bool
-	}{{"do_center_crop", p.DoCenterCrop}, {"do_convert_rgb", p.DoConvertRGB}, {"do_normalize", p.DoNormalize}, {"do_rescale", p.DoRescale}, {"do_resize", p.DoResize}} {
-		if f.set != nil && !*f.set {
-			t.Problem(where+" "+f.name, "is false; this recipe does every step")
-		}
-	}
-	if kind := p.Processor + p.Extractor; kind != "" && kind != "CLIPImageProcessor" && kind != "CLIPImageProcessorFast" && kind != "CLIPFeatureExtractor" {
-		t.Problem(where+" image_processor_type", fmt.Sprintf("is %q where CLIPImageProcessor is due", kind))
-	}
-	if p.Size.ShortestEdge == 0 || p.CropSize.Height != size || p.CropSize.Width != size {
-		t.Problem(where, fmt.Sprintf("resizes to %+v and crops %+v; the tower takes %d×%d with size.shortest_edge given", p.Size, p.CropSize, size, size))
-	}
-	if d := p.RescaleFactor*255 - 1; d > 1e-6 || d < -1e-6 {
-		t.Problem(where+" rescale_factor", fmt.Sprintf("is %v where 1/255 is due", p.RescaleFactor))
-	}
-	if resampleNames[p.Resample] == "" {
-		t.Problem(where+" resample", fmt.Sprintf("is %d, which is no filter", p.Resample))
-	}
-	return &manifest.Picture{Recipe: "clip", Resample: resampleNames[p.Resample], Height: size, Width: size,
-		ShortEdge: p.Size.ShortestEdge, CropHeight: p.CropSize.Height, CropWidth: p.CropSize.Width, Mean: p.Mean, Std: p.Std}
 }

@@ -73,7 +73,7 @@ func (f llava15) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error
 		m.head = "lm_head"
 	}
 	p := m.plan(r, t, opts)
-	p.Manifest.Picture = vision.picture(r.Preprocessor, t)
+	p.Manifest.Picture = clipPicture(r.Preprocessor, int(vision.ImageSize), t)
 	m.picture(p, t)
 	if c.ImageSeqLen != 0 && c.ImageSeqLen != int64(p.Manifest.Picture.TokensPerTile) {
 		t.Problem("config.json image_seq_length", fmt.Sprintf("is %d and the tower gives %d tokens", c.ImageSeqLen, p.Manifest.Picture.TokensPerTile))

@@ -111,7 +111,7 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	// What else a CLIP checkpoint holds: its text tower and the contrastive heads.
 	t.Ignore("vision_tower.text_model.*", "vision_tower.visual_projection.weight", "vision_tower.text_projection.weight", "vision_tower.logit_scale")
 
-	p.Manifest.Picture = vision.picture(tower.Preprocessor, t)
+	p.Manifest.Picture = clipPicture(tower.Preprocessor, int(vision.ImageSize), t)
 	switch c.AspectRatio {
 	case "pad": // expand2square on the processor's mean colour, then CLIP's own steps
 		pic := p.Manifest.Picture

@@ -1,0 +1,118 @@
+// Image processors: preprocessor_config.json as a picture recipe.
+
+package families
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"glimpse/convert/blocks"
+	"glimpse/manifest"
+)
+
+// imageProcessor is preprocessor_config.json of the processors that resize, crop, rescale and normalise
+// (CLIPImageProcessor, BlipImageProcessor).
+type imageProcessor struct {
+	CropSize      sizes     `json:"crop_size"`
+	Size          sizes     `json:"size"`
+	DoCenterCrop  *bool     `json:"do_center_crop"`
+	DoConvertRGB  *bool     `json:"do_convert_rgb"`
+	DoNormalize   *bool     `json:"do_normalize"`
+	DoRescale     *bool     `json:"do_rescale"`
+	DoResize      *bool     `json:"do_resize"`
+	Mean          []float64 `json:"image_mean"`
+	Std           []float64 `json:"image_std"`
+	Resample      int       `json:"resample"`
+	RescaleFactor float64   `json:"rescale_factor"`
+	Processor     string    `json:"image_processor_type"`
+	Extractor     string    `json:"feature_extractor_type"` // the older name of the same
+	ProcessorType string    `json:"processor_class"`
+	SizeDivisor   *int      `json:"size_divisor"`
+	DoPad         *bool     `json:"do_pad"`
+}
+
+// sizes is a size as processors write it: a number, or an object.
+type sizes struct {
+	ShortestEdge int `json:"shortest_edge"`
+	Height       int `json:"height"`
+	Width        int `json:"width"`
+}
+
+func (s *sizes) UnmarshalJSON(raw []byte) error {
+	var edge int
+	if json.Unmarshal(raw, &edge) == nil {
+		*s = sizes{ShortestEdge: edge, Height: edge, Width: edge}
+		return nil
+	}
+	type plain sizes
+	return json.Unmarshal(raw, (*plain)(s))
+}
+
+const processorFile = "preprocessor_config.json"
+
+// resampleNames are Pillow's filters by the number that processors store.
+var resampleNames = map[int]string{0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+// CLIP's normalisation, which BLIP uses too.
+var (
+	clipMean = []float64{0.48145466, 0.4578275, 0.40821073}
+	clipStd  = []float64{0.26862954, 0.26130258, 0.27577711}
+)
+
+// decodeProcessor reads the configuration over the defaults of its class and notes what the recipes cannot do.
+func decodeProcessor(raw json.RawMessage, kinds []string, t *blocks.Tensors) imageProcessor {
+	p := imageProcessor{Resample: 3, RescaleFactor: 1.0 / 255, Mean: clipMean, Std: clipStd}
+	if raw != nil {
+		decode(raw, &p, processorFile, t)
+	}
+	for _, f := range []struct {
+		name string
+		set  *bool
+	}{{"do_convert_rgb", p.DoConvertRGB}, {"do_normalize", p.DoNormalize}, {"do_rescale", p.DoRescale}, {"do_resize", p.DoResize}} {
+		if f.set != nil && !*f.set {
+			t.Problem(processorFile+" "+f.name, "is false; this recipe does every step")
+		}
+	}
+	if kind := p.Processor + p.Extractor; kind != "" && !slices.Contains(kinds, kind) {
+		t.Problem(processorFile+" image_processor_type", fmt.Sprintf("is %q where %s is due", kind, kinds[0]))
+	}
+	if d := p.RescaleFactor*255 - 1; d > 1e-6 || d < -1e-6 {
+		t.Problem(processorFile+" rescale_factor", fmt.Sprintf("is %v where 1/255 is due", p.RescaleFactor))
+	}
+	if resampleNames[p.Resample] == "" {
+		t.Problem(processorFile+" resample", fmt.Sprintf("is %d, which is no filter", p.Resample))
+	}
+	return p
+}
+
+// clipPicture is CLIPImageProcessor for a tower of size×size pixels: shortest edge, then centre crop.
+func clipPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Picture {
+	p := decodeProcessor(raw, []string{"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"}, t)
+	if raw == nil {
+		p.Size, p.CropSize = sizes{ShortestEdge: size}, sizes{Height: size, Width: size}
+	}
+	if p.DoCenterCrop != nil && !*p.DoCenterCrop {
+		t.Problem(processorFile+" do_center_crop", "is false; this recipe does every step")
+	}
+	if p.Size.ShortestEdge == 0 || p.CropSize.Height != size || p.CropSize.Width != size {
+		t.Problem(processorFile, fmt.Sprintf("resizes to %+v and crops %+v; the tower takes %d×%d with size.shortest_edge given", p.Size, p.CropSize, size, size))
+	}
+	return &manifest.Picture{Recipe: "clip", Resample: resampleNames[p.Resample], Height: size, Width: size,
+		ShortEdge: p.Size.ShortestEdge, CropHeight: p.CropSize.Height, CropWidth: p.CropSize.Width, Mean: p.Mean, Std: p.Std}
+}
+
+// stretchPicture is BlipImageProcessor for a tower of size×size pixels: resized to the square, whatever its shape.
+func stretchPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Picture {
+	p := decodeProcessor(raw, []string{"BlipImageProcessor", "BlipImageProcessorFast"}, t)
+	if raw == nil {
+		p.Size = sizes{Height: size, Width: size}
+	}
+	if p.DoCenterCrop != nil && *p.DoCenterCrop || p.DoPad != nil && *p.DoPad {
+		t.Problem(processorFile, "crops or pads; this recipe stretches")
+	}
+	if p.Size.Height != size || p.Size.Width != size {
+		t.Problem(processorFile, fmt.Sprintf("resizes to %+v; the tower takes %d×%d", p.Size, size, size))
+	}
+	return &manifest.Picture{Recipe: "stretch", Resample: resampleNames[p.Resample], Height: size, Width: size, Mean: p.Mean, Std: p.Std}
+}

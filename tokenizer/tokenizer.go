@@ -35,7 +35,7 @@ const fileName = "tokenizer.json"
 const maxFileBytes = 256 << 20
 
 // otherVocabularies are the files in which releases without tokenizer.json keep their vocabulary.
-var otherVocabularies = []string{"tokenizer.model", "qwen.tiktoken", "vocab.json", "vocab.txt", "spiece.model"}
+var otherVocabularies = []string{"tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt", "spiece.model"}
 
 // Tokenizer is one loaded tokenizer.json. It may be used by several goroutines at once; Close ends it.
 type Tokenizer struct {
@@ -80,11 +80,12 @@ func Open(path string) (*Tokenizer, error) {
 
 // missingError names what the folder has instead of a tokenizer.json and how to get one.
 func missingError(dir string) error {
-	for _, name := range otherVocabularies {
-		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+	for _, pattern := range otherVocabularies {
+		// Dir may hold characters that Glob reads as a pattern; then the shorter message below has to do.
+		if found, _ := filepath.Glob(filepath.Join(dir, pattern)); len(found) > 0 {
 			return fmt.Errorf("opening tokenizer: %s has %s but %w; make it once where transformers is installed, "+
 				"AutoTokenizer.from_pretrained(%q, use_fast=True).save_pretrained(%q), or take it from a newer upload of the same model",
-				dir, name, ErrNoTokenizerJSON, dir, dir)
+				dir, filepath.Base(found[0]), ErrNoTokenizerJSON, dir, dir)
 		}
 	}
 	return fmt.Errorf("opening tokenizer: %s: %w", dir, ErrNoTokenizerJSON)

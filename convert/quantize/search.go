@@ -51,8 +51,8 @@ func (g grid) moments(values []float32) (wq, qq float32) {
 	var sum float32
 	var squares int64
 	for _, v := range values {
-		q := min(max(roundToInt(v*g.inverse), low), high)
-		sum += v * float32(q)
+		q := min(max(roundToInt(float32(v*g.inverse)), low), high)
+		sum += float32(v * float32(q))
 		squares += int64(q * q)
 	}
 	return sum, float32(squares)
@@ -61,9 +61,9 @@ func (g grid) moments(values []float32) (wq, qq float32) {
 func (g grid) squaredError(values []float32) float64 {
 	sum := 0.0
 	for _, v := range values {
-		q := min(max(roundToInt(v*g.inverse), -g.zero), g.top-g.zero)
+		q := min(max(roundToInt(float32(v*g.inverse)), -g.zero), g.top-g.zero)
 		d := float64(v) - float64(float32(q)*g.scale)
-		sum += d * d
+		sum += float64(d * d)
 	}
 	return sum
 }

@@ -82,7 +82,7 @@ build: bin/glimpse
 # Removed first: Go does not look into libtokenizers.a and would find an old binary up to date.
 bin/glimpse: $(GO_FILES) $(ORT_SO) $(TOKENIZERS_A)
 	rm -f $@
-	$(GO) build -trimpath -o $@ ./cmd/glimpse
+	$(GO) build -o $@ ./cmd/glimpse
 
 DEMO_CHECKPOINT := testdata/models/scenes-llava
 

@@ -22,7 +22,7 @@ type ArenaSpec struct {
 // [slots, kv_heads, capacity, head_dim] in one anonymous map. Slots lead, so any
 // run of neighbouring slots is a contiguous view, and a graph that is given a
 // view as past and as present updates it in place. Memory is resident only where
-// tokens were written. An Arena is safe for use by many goroutines; what a run
+// tokens were written, in pages of 4 KiB. An Arena is safe for use by many goroutines; what a run
 // writes into its views is up to the runs.
 type Arena struct {
 	runtime *Runtime
@@ -55,7 +55,7 @@ func (r *Runtime) NewArena(spec ArenaSpec) (*Arena, error) {
 	if err != nil {
 		return nil, fmt.Errorf("allocate a KV arena: %w", err)
 	}
-	if a.memory, err = newBlock(total); err != nil {
+	if a.memory, err = newBlock(total, sparse); err != nil {
 		return nil, fmt.Errorf("allocate a KV arena of %s (%d slots of %d tokens, %d layers): %w; ask for fewer slots or a smaller capacity",
 			formatBytes(total), spec.Slots, spec.Capacity, spec.Layers, err)
 	}

@@ -6,11 +6,7 @@ import (
 
 	"glimpse/graphs"
 	"glimpse/graphs/graphstest"
-
-	"go.uber.org/goleak"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t testing.TB) *graphs.Runtime {
 	t.Helper()

@@ -25,19 +25,18 @@ const (
 	severityFatal
 )
 
-// nativeLevel is the level a native message is logged at. An error is only a
-// warning here, because the call that failed returns the same text as its error;
-// ONNX Runtime's warnings are about graphs, for those who write them.
+// nativeLevel is the level a native message is logged at. Whatever ONNX Runtime
+// calls an error it also returns to the caller (a cancelled run among them), and
+// its warnings are about graphs, for those who write them: both are for
+// debugging.
 func nativeLevel(severity int) slog.Level {
 	switch severity {
 	case severityVerbose:
 		return slog.LevelDebug - 8
 	case severityInfo:
 		return slog.LevelDebug - 4
-	case severityWarning:
+	case severityWarning, severityError:
 		return slog.LevelDebug
-	case severityError:
-		return slog.LevelWarn
 	default:
 		return slog.LevelError
 	}

@@ -41,7 +41,7 @@ func (r *Runtime) NewTensor(dtype DType, shape ...int64) (*Tensor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("allocate a tensor: %w", err)
 	}
-	memory, err := newBlock(bytes)
+	memory, err := newBlock(bytes, dense)
 	if err != nil {
 		return nil, fmt.Errorf("allocate a %v tensor %v: %w", dtype, slices.Clone(shape), err)
 	}

@@ -90,7 +90,9 @@ type Prompt struct {
 	Template string `toml:"template,omitempty"`
 	// Placeholder is the text that stands for one picture in the rendered prompt.
 	Placeholder string `toml:"placeholder"`
-	// Expansion names how one placeholder grows before tokenizing. "repeat": Prefix + ImageToken × tokens + Suffix.
+	// Expansion names how pictures enter the prompt. "repeat": in the rendered text each Placeholder becomes Prefix +
+	// ImageToken × tokens + Suffix before tokenizing. "prepend": the text is tokenized alone, with its special tokens, and
+	// image ids × tokens are put in front of all ids.
 	Expansion  string `toml:"expansion"`
 	ImageToken string `toml:"image_token"`
 	Prefix     string `toml:"prefix,omitempty"`
@@ -123,6 +125,16 @@ type Decoder struct {
 	MaxPositions int    `toml:"max_positions"`
 	CacheDType   string `toml:"cache_dtype"` // float32 or float16
 	Rope         *Rope  `toml:"rope,omitempty"`
+	// Encoder is set where the prompt goes through an encoder and the decoder starts from StartToken alone.
+	Encoder *Encoder `toml:"encoder,omitempty"`
+}
+
+// Encoder describes the encoder of an encoder-decoder model. Its graph takes the prompt's inputs_embeds and gives
+// cross_key.N and cross_value.N [1, heads, tokens, head_dim], which the decoder takes from a second arena at every step.
+type Encoder struct {
+	Component    string `toml:"component"`     // key in Components
+	StartToken   int    `toml:"start_token"`   // decoder_start_token_id
+	MaxPositions int    `toml:"max_positions"` // longest prompt
 }
 
 // Rope describes the rotary embedding's cos/sin tables, which the running half computes and feeds to the decoder.

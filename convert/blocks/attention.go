@@ -59,6 +59,7 @@ func (b *Builder) batched(x *onnx.Value, length, width int64) *onnx.Value {
 type Step struct {
 	InputsEmbeds *onnx.Value
 	PositionIDs  *onnx.Value // [tokens], for decoders with learned positions; nil otherwise
+	Bias         *onnx.Value // added to the scores of self attention, [batch, heads, sequence, total]; nil for none
 	rowMap       *onnx.Value
 	tokenMap     *onnx.Value
 	logitsRows   *onnx.Value
@@ -143,10 +144,14 @@ func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, 
 	if window > 0 {
 		attrs = append(attrs, onnx.Int("local_window_size", window))
 	}
+	bias := onnx.None
+	if s.Bias != nil {
+		bias = s.Bias
+	}
 	l := &s.cache[layer]
 	out := b.Node(onnx.Microsoft, "GroupQueryAttention", 3, []*onnx.Value{
 		unpacked, onnx.None, onnx.None, l.pastKey, l.pastValue, s.seqlensK, s.total, s.ropeCos, s.ropeSin,
-		onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, s.querySeqlens,
+		onnx.None, bias, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, s.querySeqlens,
 	}, attrs...)
 	l.presentKey, l.presentValue = out[1], out[2]
 	flat := b.Op("Reshape", []*onnx.Value{out[0], b.Ints1(-1, c.Heads*c.HeadDim)})

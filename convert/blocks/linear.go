@@ -67,6 +67,14 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 	return y
 }
 
+// LinearOver is Linear over x [batch, length, in] whose dimensions vary: it works on rows and gives the shape back.
+func (b *Builder) LinearOver(x *onnx.Value, l Linear) *onnx.Value {
+	outer := b.Op("Shape", []*onnx.Value{x}, onnx.Int("start", 0), onnx.Int("end", 2))
+	rows := b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, l.W.shape[1])})
+	shape := b.Op("Concat", []*onnx.Value{outer, b.Ints1(l.W.shape[0])}, onnx.Int("axis", 0))
+	return b.Op("Reshape", []*onnx.Value{b.Linear(rows, l), shape})
+}
+
 // Dense is a Linear whose weight and bias are stored at path + ".weight" and path + ".bias".
 func (b *Builder) Dense(x *onnx.Value, name, path string, out, in int64, kind Kind, layer int) *onnx.Value {
 	bias := b.Tensors.Weight(path+".bias", out)

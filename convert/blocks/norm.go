@@ -88,3 +88,10 @@ func (b *Builder) Activate(a Activation, x *onnx.Value) *onnx.Value {
 	}
 	panic("blocks: activation " + string(a) + " was not parsed")
 }
+
+// Repeat expands a constant of leading dimension 1 to the leading dimension of like; rest are its other dimensions.
+func (b *Builder) Repeat(x, like *onnx.Value, rest ...int64) *onnx.Value {
+	batch := b.Op("Shape", []*onnx.Value{like}, onnx.Int("start", 0), onnx.Int("end", 1))
+	shape := b.Op("Concat", []*onnx.Value{batch, b.Ints1(rest...)}, onnx.Int("axis", 0))
+	return b.Op("Expand", []*onnx.Value{x, shape})
+}

@@ -96,7 +96,7 @@ func (h Head) Is(architecture string) bool {
 }
 
 // all lists the families; a new one is added here and nowhere else.
-var all = []Family{llava15{}, llava15Authors{}}
+var all = []Family{llava15{}, llava15Authors{}, blip2{}}
 
 // UnknownError says that no family takes a configuration.
 type UnknownError struct{ Head Head }

@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -254,7 +255,7 @@ func (g *Graph) Node(domain, op string, n int, inputs []*Value, attrs ...Attr) [
 		node.Outputs = append(node.Outputs, &Value{node.Name + ":out" + suffix})
 	}
 	g.Nodes = append(g.Nodes, node)
-	return node.Outputs
+	return slices.Clone(node.Outputs) // the caller may write into its own
 }
 
 // Drop marks an output of a node as not wanted: it gets the empty name that ONNX uses for optional outputs.

@@ -89,9 +89,9 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close gives the budget back.
+// Close gives the budget back. The deadline stays where the body was not read to its end: net/http reads on to see
+// whether it can keep the connection, and must not wait for ever either.
 func (b *limitedBody) Close() {
-	_ = b.control.SetReadDeadline(time.Time{})
 	b.s.bodies.give(b.taken)
 	b.taken = 0
 }

@@ -131,6 +131,10 @@ func (s *Server) readUpload(body io.Reader, boundary string) (*upload, error) {
 	for {
 		part, err := form.NextPart()
 		if err == io.EOF {
+			// The end of the form is not the end of the body, and only after that does the server see the client go away.
+			if _, err := io.Copy(io.Discard, body); err != nil {
+				return nil, formError(err)
+			}
 			break
 		}
 		if err != nil {

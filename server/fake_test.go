@@ -114,7 +114,11 @@ func (f *fakeModel) Generate(ctx context.Context, r engine.Request) (*engine.Res
 }
 
 func (f *fakeModel) Prepare(_ context.Context, r engine.Request) (*engine.Prepared, error) {
-	return fakePrepared(strings.Fields(f.answer(r)), pictures(r)), nil
+	p := &engine.Prepared{ImageTokens: 4 * pictures(r)}
+	for i := range strings.Fields(f.answer(r)) {
+		p.TokenIDs = append(p.TokenIDs, int32(i))
+	}
+	return p, nil
 }
 
 // start serves on a real listener until the test ends. The server has drained when start's cleanup returns.

@@ -60,6 +60,6 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return contextCause(ctx, err)
 	}
-	writeJSON(w, http.StatusOK, tokenizeReply{Count: len(prepared.IDs), ImageTokens: prepared.ImageTokens, Tokens: prepared.IDs})
+	writeJSON(w, http.StatusOK, tokenizeReply{Count: len(prepared.TokenIDs), ImageTokens: prepared.ImageTokens, Tokens: prepared.TokenIDs})
 	return nil
 }

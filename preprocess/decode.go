@@ -69,15 +69,7 @@ func decodePixels(data []byte, info Info) (picture *RGB, err error) {
 	}()
 	switch info.Format {
 	case PNG:
-		m, err := png.Decode(bytes.NewReader(data))
-		if err != nil {
-			var unsupported png.UnsupportedError
-			if errors.As(err, &unsupported) {
-				return nil, &Error{Kind: KindUnsupported, Format: string(PNG), Err: err}
-			}
-			return nil, decodeError(PNG, err)
-		}
-		return fromImage(PNG, m)
+		return decodePNG(data, info)
 	case JPEG:
 		return decodeJPEG(data, info)
 	case WebP:
@@ -99,6 +91,22 @@ func decodePixels(data []byte, info Info) (picture *RGB, err error) {
 		return fromImage(BMP, m)
 	}
 	return nil, failf(KindUnsupported, info.Format, "no decoder")
+}
+
+func decodePNG(data []byte, info Info) (*RGB, error) {
+	m, err := png.Decode(bytes.NewReader(data))
+	if err == nil {
+		return fromImage(PNG, m)
+	}
+	var unsupported png.UnsupportedError
+	if errors.As(err, &unsupported) {
+		return nil, &Error{Kind: KindUnsupported, Format: string(PNG), Err: err}
+	}
+	failure := decodeError(PNG, err)
+	if info.cut {
+		failure.Kind = KindTruncated // the decoder only says that it got too few pixels
+	}
+	return nil, failure
 }
 
 func decodeJPEG(data []byte, info Info) (*RGB, error) {

@@ -29,6 +29,7 @@ type Info struct {
 
 	progressive bool // JPEG
 	planar      bool // TIFF: one plane a channel
+	cut         bool // PNG: the file ends before its last chunk does
 }
 
 // Upright returns the size after the orientation has been applied.
@@ -156,6 +157,7 @@ func pngHeader(data []byte, info *Info) error {
 		return failf(KindCorrupt, PNG, "its header says %d×%d pixels", width, height)
 	}
 	info.Width, info.Height = int(width), int(height)
+	info.cut = true
 	for rest := data[33:]; len(rest) >= 12; {
 		n := int64(be.Uint32(rest))
 		if n > int64(len(rest)-12) {
@@ -170,6 +172,7 @@ func pngHeader(data []byte, info *Info) error {
 				info.Frames = max(1, int(be.Uint32(body)))
 			}
 		case "IEND":
+			info.cut = false
 			return nil
 		}
 		rest = rest[12+n:]

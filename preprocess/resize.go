@@ -54,22 +54,6 @@ func canvasOf(p *RGB) canvas { return canvas{picture: p, width: p.Width, height:
 // empty reports whether row y holds background only. All such rows are alike.
 func (c *canvas) empty(y int) bool { return y < c.top || y >= c.top+c.picture.Height }
 
-// row returns row y, in scratch (3*width bytes) unless the picture has it as it is.
-func (c *canvas) row(y int, scratch []uint8) []uint8 {
-	if c.empty(y) {
-		fill(scratch, c.background)
-		return scratch
-	}
-	row := c.picture.Row(y - c.top)
-	if c.width == c.picture.Width {
-		return row
-	}
-	fill(scratch[:3*c.left], c.background)
-	n := 3*c.left + copy(scratch[3*c.left:], row)
-	fill(scratch[n:], c.background)
-	return scratch
-}
-
 func fill(pix []uint8, color [3]uint8) {
 	for i := 0; i+2 < len(pix); i += 3 {
 		pix[i], pix[i+1], pix[i+2] = color[0], color[1], color[2]
@@ -130,38 +114,36 @@ func (s *resampling) window(r image.Rectangle) *RGB {
 func (s *resampling) lines(across *weights, x0, x1, low, high int) [][]uint8 {
 	c := &s.canvas
 	lines := make([][]uint8, high-low)
-	pass := func(y int, scratch, into []uint8) []uint8 {
-		row := c.row(y, scratch)
-		if across != nil {
-			blendColumns(into, row, across)
-			return into
-		}
-		if len(scratch) == 0 { // the row is the picture's own and stays as it is
+	size := 3 * (x1 - x0)
+	background := make([]uint8, size)
+	pass := func(into, row []uint8) []uint8 { // across == nil
+		if c.width == c.picture.Width {
 			return row[3*x0 : 3*x1]
 		}
-		copy(into, row[3*x0:3*x1])
+		fill(into, c.background)
+		from, to := max(x0, c.left), min(x1, c.left+c.picture.Width)
+		if from < to {
+			copy(into[3*(from-x0):], row[3*(from-c.left):3*(to-c.left)])
+		}
 		return into
 	}
-	scratchSize := 0
-	if c.width != c.picture.Width || c.height != c.picture.Height {
-		scratchSize = 3 * c.width
-	}
-	var background []uint8
-	for y := low; y < high; y++ {
-		if c.empty(y) {
-			background = pass(y, make([]uint8, scratchSize), make([]uint8, 3*(x1-x0)))
-			break
+	work := size
+	if across == nil {
+		fill(background, c.background)
+	} else {
+		columns := across.over(c)
+		columns.fill(background)
+		work = 3 * columns.taps
+		pass = func(into, row []uint8) []uint8 {
+			columns.blend(into, row)
+			return into
 		}
 	}
-	work := 0
-	if across != nil {
-		work = 3 * len(across.values)
-	}
 	parallel(high-low, work, func(from, to int) {
-		scratch := make([]uint8, scratchSize)
+		rows := min(to+low, c.top+c.picture.Height) - max(from+low, c.top) // that are not background
 		var store []uint8
-		if across != nil || scratchSize > 0 {
-			store = make([]uint8, 3*(x1-x0)*(to-from))
+		if across != nil || c.width != c.picture.Width {
+			store = make([]uint8, size*max(rows, 0))
 		}
 		for i := from; i < to; i++ {
 			if c.empty(low + i) {
@@ -170,22 +152,63 @@ func (s *resampling) lines(across *weights, x0, x1, low, high int) [][]uint8 {
 			}
 			var into []uint8
 			if store != nil {
-				into, store = store[:3*(x1-x0)], store[3*(x1-x0):]
+				into, store = store[:size:size], store[size:]
 			}
-			lines[i] = pass(low+i, scratch, into)
+			lines[i] = pass(into, c.picture.Row(low+i-c.top))
 		}
 	})
 	return lines
 }
 
-// blendColumns is the horizontal pass over one row.
-func blendColumns(dst, src []uint8, w *weights) {
-	const half = 1 << (precisionBits - 1)
-	for i := range w.first {
-		k := w.values[w.start[i]:w.start[i+1]]
-		p := src[3*w.first[i]:]
+// columns is the horizontal pass over the rows of a canvas's picture. What the background beside the picture adds is
+// the same in every row and summed up beforehand (sums are integers: their order does not matter), so that a row costs
+// what the picture's own pixels cost, however wide the canvas is.
+type columns struct {
+	values     []int32
+	spans      []span
+	background [3]uint8
+	taps       int // weights that fall on the picture
+}
+
+// span is one output column: weights values[start:end] fall on the picture's columns from first on.
+type span struct {
+	first, start, end int
+	base              [3]int32 // one half, and the background's part
+	whole             int32    // sum of all weights, those on the background too
+}
+
+func (w *weights) over(c *canvas) *columns {
+	out := &columns{values: w.values, spans: make([]span, len(w.first)), background: c.background}
+	for i, first := range w.first {
+		s := &out.spans[i]
+		start, end := w.start[i], w.start[i+1]
+		// Weight j falls on column first+j-left of the picture.
+		s.start = min(max(start, start+c.left-first), end)
+		s.end = min(max(s.start, start+c.left+c.picture.Width-first), end)
+		s.first = min(max(first-c.left, 0), c.picture.Width)
+		var inside int32
+		for j, v := range w.values[start:end] {
+			s.whole += v
+			if start+j >= s.start && start+j < s.end {
+				inside += v
+			}
+		}
+		for ch, b := range c.background {
+			s.base[ch] = 1<<(precisionBits-1) + int32(b)*(s.whole-inside)
+		}
+		out.taps += s.end - s.start
+	}
+	return out
+}
+
+// blend resamples one row of the picture.
+func (c *columns) blend(dst, src []uint8) {
+	for i := range c.spans {
+		s := &c.spans[i]
+		k := c.values[s.start:s.end]
+		p := src[3*s.first:]
 		p = p[:3*len(k)]
-		r, g, b := int32(half), int32(half), int32(half)
+		r, g, b := s.base[0], s.base[1], s.base[2]
 		for _, v := range k {
 			if len(p) < 3 { // never: tells the compiler that the three reads are in range
 				break
@@ -197,6 +220,15 @@ func blendColumns(dst, src []uint8, w *weights) {
 		}
 		o := dst[3*i : 3*i+3 : 3*i+3]
 		o[0], o[1], o[2] = clip8(r), clip8(g), clip8(b)
+	}
+}
+
+// fill resamples a row of background.
+func (c *columns) fill(dst []uint8) {
+	for i := range c.spans {
+		for ch, b := range c.background {
+			dst[3*i+ch] = clip8(1<<(precisionBits-1) + int32(b)*c.spans[i].whole)
+		}
 	}
 }
 
@@ -238,8 +270,20 @@ func parallel(n, work int, do func(from, to int)) {
 		return
 	}
 	var wait sync.WaitGroup
+	var once sync.Once
+	var failure any
 	for i := range workers {
-		wait.Go(func() { do(n*i/workers, n*(i+1)/workers) })
+		wait.Go(func() {
+			defer func() {
+				if r := recover(); r != nil {
+					once.Do(func() { failure = r })
+				}
+			}()
+			do(n*i/workers, n*(i+1)/workers)
+		})
 	}
 	wait.Wait()
+	if failure != nil {
+		panic(failure) // on the caller's goroutine, where it can be recovered
+	}
 }

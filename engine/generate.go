@@ -38,15 +38,23 @@ func (e *Engine) Prepare(ctx context.Context, req Request) (*Prepared, error) {
 // prepare is Prepare; given tensors take the place of the recipe's.
 func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Array) (*Prepared, error) {
 	p, err := e.encode(req)
-	if err != nil || len(p.pictures) == 0 {
-		return p, err
+	if err != nil {
+		return nil, err
+	}
+	if len(p.pictures) == 0 {
+		if len(given) > 0 {
+			return nil, errors.New("picture tensors were given for a request without pictures")
+		}
+		return p, nil
 	}
 	if given != nil {
 		p.Tensors = given
 		return p, nil
 	}
-	p.Tensors, err = e.pictures.prepare(ctx, p.pictures, p.counts)
-	return p, err
+	if p.Tensors, err = e.pictures.prepare(ctx, p.pictures, p.counts); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // encode checks the request and makes its prompt from texts and the headers of pictures; no pixel is decoded before the
@@ -78,7 +86,10 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 	if p.TokenIDs, err = e.prompter.encode(plan, p.counts); err != nil {
 		return nil, err
 	}
-	return p, e.fit(p, req.MaxTokens)
+	if err := e.fit(p, req.MaxTokens); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // check looks at what needs no prompt.
@@ -150,7 +161,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 
 // features runs the picture stages; without pictures it returns an empty result.
 func (e *Engine) features(ctx context.Context, p *Prepared, keep bool) (*stageResult, error) {
-	if len(p.Tensors) == 0 {
+	if len(p.pictures) == 0 {
 		return &stageResult{}, nil
 	}
 	r, err := e.stages.run(ctx, p.Tensors, keep)

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"sync"
@@ -86,15 +87,35 @@ func openTiny(t testing.TB, opts engine.Options) *engine.Engine {
 	return e
 }
 
-func TestOneRequest(t *testing.T) {
-	e := openTiny(t, engine.Options{})
-	data, err := os.ReadFile(filepath.Join(goldens, "media", "cat.png"))
+// media reads a picture of the golden sets.
+func media(t testing.TB, name string) *engine.Picture {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(goldens, "media", name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := e.Generate(t.Context(), engine.Request{MaxTokens: 24, Messages: []engine.Message{{Role: "user", Content: []engine.Part{
-		{Type: engine.PartImage, Picture: &engine.Picture{Data: data, Source: "cat.png"}},
-		{Type: engine.PartText, Text: "Describe the image in detail."},
-	}}}})
-	t.Logf("%+v %v", r, err)
+	return &engine.Picture{Data: data, Source: name}
+}
+
+// ask is a user's turn with pictures first.
+func ask(text string, pictures ...*engine.Picture) engine.Request {
+	var parts []engine.Part
+	for _, p := range pictures {
+		parts = append(parts, engine.Part{Type: engine.PartImage, Picture: p})
+	}
+	return engine.Request{
+		Messages:  []engine.Message{{Role: "user", Content: append(parts, engine.Part{Type: engine.PartText, Text: text})}},
+		MaxTokens: 24,
+	}
+}
+
+// generate answers a request and reports an error as the test's.
+func generate(t testing.TB, e *engine.Engine, ctx context.Context, req engine.Request) *engine.Result {
+	t.Helper()
+	r, err := e.Generate(ctx, req)
+	if err != nil {
+		t.Error(err)
+		return &engine.Result{}
+	}
+	return r
 }

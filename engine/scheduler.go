@@ -283,8 +283,12 @@ func (d *scheduler) fill(rows []float32, q *sequence) error {
 		row := rows[:d.hidden]
 		rows = rows[d.hidden:]
 		id := q.ids[at]
-		if at < q.prompt && id == q.imageToken && len(q.features) > 0 {
-			copy(row, q.features[q.nextFeature*d.hidden:(q.nextFeature+1)*d.hidden])
+		if at < q.prompt && id == q.imageToken {
+			from := q.nextFeature * d.hidden
+			if from+d.hidden > len(q.features) {
+				return fmt.Errorf("image token %d of the prompt has no feature row", q.nextFeature)
+			}
+			copy(row, q.features[from:from+d.hidden])
 			q.nextFeature++
 		} else if err := d.embed(row, id); err != nil {
 			return err

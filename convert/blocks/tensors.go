@@ -30,6 +30,9 @@ type Tensors struct {
 	used      map[string]bool
 	ignored   map[string]bool
 	problems  []Problem
+	wanted    []checkpoint.TensorInfo // while listing what a plan asks for
+	listing   bool
+	dtype     checkpoint.DType
 }
 
 // NewTensors starts an account over an inventory. Nothing can be read until Bind.
@@ -37,11 +40,31 @@ func NewTensors(inv checkpoint.Inventory) *Tensors {
 	return &Tensors{inventory: inv, used: map[string]bool{}, ignored: map[string]bool{}}
 }
 
+// NewListing starts an account without a checkpoint that notes every tensor a plan asks for, under the first of its
+// names, as stored in dtype. It answers what a complete release would: every optional weight is there.
+func NewListing(dtype checkpoint.DType) *Tensors {
+	t := NewTensors(noTensors{})
+	t.listing, t.dtype = true, dtype
+	return t
+}
+
+// noTensors is the inventory of a listing.
+type noTensors struct{}
+
+func (noTensors) Names() []string                             { return nil }
+func (noTensors) Lookup(string) (checkpoint.TensorInfo, bool) { return checkpoint.TensorInfo{}, false }
+
+// Wanted returns what was asked for.
+func (t *Tensors) Wanted() []checkpoint.TensorInfo { return t.wanted }
+
 // Bind gives the account a checkpoint to read from, with the same tensors as its inventory.
 func (t *Tensors) Bind(cp checkpoint.Checkpoint) { t.reader = cp }
 
 // Has reports whether the checkpoint holds a tensor of this name.
 func (t *Tensors) Has(name string) bool {
+	if t.listing {
+		return true
+	}
 	_, ok := t.inventory.Lookup(name)
 	return ok
 }
@@ -91,9 +114,13 @@ func (t *Tensors) Weight(name string, shape ...int64) Weight {
 
 // Shared uses the tensor as Weight does, without objecting to another use (a tied output head).
 func (t *Tensors) Shared(name string, shape ...int64) Weight {
+	if t.listing && !t.used[name] {
+		t.wanted = append(t.wanted, checkpoint.TensorInfo{Name: name, DType: t.dtype, Shape: shape})
+	}
 	t.used[name] = true
 	info, ok := t.inventory.Lookup(name)
 	switch {
+	case t.listing:
 	case !ok:
 		t.Problem(name, fmt.Sprintf("is missing (a tensor of shape %v is needed)", shape))
 	case !slices.Equal(info.Shape, shape):
@@ -110,6 +137,14 @@ func (t *Tensors) Optional(name string, shape ...int64) (Weight, bool) {
 		return Weight{}, false
 	}
 	return t.Weight(name, shape...), true
+}
+
+// Unused names a tensor that releases store and upstream never runs.
+func (t *Tensors) Unused(name string, shape ...int64) {
+	if t.listing {
+		t.wanted = append(t.wanted, checkpoint.TensorInfo{Name: name, DType: t.dtype, Shape: shape})
+	}
+	t.ignored[name] = true
 }
 
 // Ignore leaves out every tensor that matches one of the patterns (path.Match; "*" does not cross "/"). Families name

@@ -19,8 +19,8 @@ const (
 	maxWrappers   = 2
 	maxNesting    = 16
 	maxNameLength = 4096
-	maxVisits     = 1 << 20 // dicts that share dicts can describe exponentially many paths
-	maxNameBytes  = 64 << 20
+	maxVisits     = 1 << 18 // dicts that share dicts can describe exponentially many paths
+	maxNameBytes  = 32 << 20
 )
 
 type namedTensor struct {

@@ -28,8 +28,8 @@ type (
 // Limits of a pickle. Real ones of large models have a few ten thousand objects in less than 10 MB.
 const (
 	maxPickleBytes   = 64 << 20
-	maxPickleObjects = 8 << 20
-	maxPickleMemo    = 4 << 20
+	maxPickleObjects = 4 << 20
+	maxPickleMemo    = 2 << 20
 	maxPickleStack   = 1 << 20
 )
 
@@ -117,6 +117,9 @@ var pickleOps = [256]pickleOp{
 	'e':  {"APPENDS", func(m *pickleMachine) error { items, err := m.popMark(); return m.extend(items, err) }},
 	's':  {"SETITEM", func(m *pickleMachine) error { items, err := m.popN(2); return m.setItems(items, err) }},
 	'u':  {"SETITEMS", func(m *pickleMachine) error { items, err := m.popMark(); return m.setItems(items, err) }},
+
+	0x8f: {"EMPTY_SET", func(m *pickleMachine) error { return m.push(pickleInert{"a set"}) }},
+	0x90: {"ADDITEMS", func(m *pickleMachine) error { _, err := m.popMark(); return err }}, // sets hold no tensors
 
 	'q':  {"BINPUT", func(m *pickleMachine) error { return m.put(1) }},
 	'r':  {"LONG_BINPUT", func(m *pickleMachine) error { return m.put(4) }},

@@ -186,6 +186,7 @@ func makeOrderedDict(args pickleTuple) (any, error) {
 	if !ok || len(args) != 1 {
 		return nil, errors.New("its argument is not one list of pairs")
 	}
+	dict.entries = make([]pickleEntry, 0, len(pairs.items))
 	for _, p := range pairs.items {
 		var pair []any
 		switch p := p.(type) {

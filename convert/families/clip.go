@@ -81,9 +81,11 @@ func (c clipVision) build(b *blocks.Builder, prefix string, pixels *onnx.Value, 
 		states[i+1] = x
 	}
 	for i := last; i < c.Layers; i++ {
-		t.Ignore(fmt.Sprintf("%sencoder.layers.%d.*", prefix, i))
+		c.unused(t, fmt.Sprintf("%sencoder.layers.%d.", prefix, i))
 	}
-	t.Ignore(prefix+"post_layernorm.*", prefix+"embeddings.position_ids")
+	t.Unused(prefix+"post_layernorm.weight", h)
+	t.Unused(prefix+"post_layernorm.bias", h)
+	t.Ignore(prefix + "embeddings.position_ids")
 	out := make([]*onnx.Value, len(wanted))
 	for i, w := range wanted {
 		out[i] = states[w]
@@ -126,4 +128,22 @@ func (c clipVision) layer(b *blocks.Builder, prefix string, x *onnx.Value, index
 	y = b.Activate(blocks.Activation(c.HiddenAct), y)
 	y = b.Dense(y, "mlp.fc2", prefix+"mlp.fc2", h, m, blocks.MLP, index)
 	return b.Op("Add", []*onnx.Value{x, y})
+}
+
+// unused names the tensors of a layer behind the last wanted hidden state.
+func (c clipVision) unused(t *blocks.Tensors, prefix string) {
+	h, m := c.HiddenSize, c.IntermediateSize
+	for _, w := range []struct {
+		name    string
+		out, in int64
+	}{
+		{"self_attn.q_proj", h, h}, {"self_attn.k_proj", h, h}, {"self_attn.v_proj", h, h}, {"self_attn.out_proj", h, h}, {"mlp.fc1", m, h}, {"mlp.fc2", h, m},
+	} {
+		t.Unused(prefix+w.name+".weight", w.out, w.in)
+		t.Unused(prefix+w.name+".bias", w.out)
+	}
+	for _, norm := range []string{"layer_norm1", "layer_norm2"} {
+		t.Unused(prefix+norm+".weight", h)
+		t.Unused(prefix+norm+".bias", h)
+	}
 }

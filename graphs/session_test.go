@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,6 +153,48 @@ func TestNativeLog(t *testing.T) {
 	rt.Close()
 	if !strings.Contains(log.String(), "source=onnxruntime") {
 		t.Errorf("no message of ONNX Runtime was logged:\n%s", log.String())
+	}
+}
+
+// cancelling is a log handler that ends a context at the first message.
+type cancelling struct {
+	slog.Handler
+	cancel func()
+	once   *sync.Once
+}
+
+func (h cancelling) Handle(context.Context, slog.Record) error {
+	h.once.Do(func() {
+		h.cancel()
+		// The load goes on when this returns; its flag is set by another goroutine.
+		time.Sleep(50 * time.Millisecond)
+	})
+	return nil
+}
+
+// A context that ends while ONNX Runtime prepares a graph stops it.
+func TestLoadIsCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var armed atomic.Bool
+	handler := cancelling{
+		slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug - 8}),
+		func() {
+			if armed.Load() {
+				cancel()
+			}
+		}, new(sync.Once)}
+	rt, err := graphs.Open(graphs.Options{Logger: slog.New(handler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rt.Close()
+	armed.Store(true)
+	*handler.once = sync.Once{}
+	session, err := rt.Load(ctx, "testdata/attention.onnx", graphs.SessionOptions{Threads: 1})
+	if !errors.Is(err, context.Canceled) {
+		session.Close()
+		t.Errorf("a load whose context ended: %v, want context.Canceled", err)
 	}
 }
 

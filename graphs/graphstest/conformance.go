@@ -27,6 +27,8 @@ func Conformance(t *testing.T, runtime *graphs.Runtime, options graphs.SessionOp
 	s := &suite{runtime, options, models}
 	t.Run("ports", s.ports)
 	t.Run("every element type", s.elementTypes)
+	t.Run("float16 outputs are whole", func(t *testing.T) { s.halves(t, "float16", 11, float16Value) })
+	t.Run("bfloat16 outputs are whole", func(t *testing.T) { s.halves(t, "bfloat16", 8, bfloat16Value) })
 	t.Run("scalars", s.scalars)
 	t.Run("empty tensors", s.empty)
 	t.Run("external data", s.externalData)
@@ -116,9 +118,6 @@ func (s *suite) ports(t *testing.T) {
 	}
 }
 
-// elementTypes also guards against the binding's copy of outputs, which takes
-// elements for bytes and so loses the second half of fp16 and bf16: an odd, long
-// tensor is compared to its last element.
 func (s *suite) elementTypes(t *testing.T) {
 	const n = 1001
 	session := s.load(t, "cast.onnx")
@@ -147,6 +146,43 @@ func (s *suite) elementTypes(t *testing.T) {
 			}
 		}
 	}
+}
+
+// halves guards against the binding's copy of outputs, which takes elements for
+// bytes and so loses the second half of 16-bit data: a long tensor of an odd
+// length is compared to its last element. precision is the bits of a fraction.
+func (s *suite) halves(t *testing.T, name string, precision int, decode func(uint16) float32) {
+	const n = 4097
+	session := s.load(t, "cast.onnx")
+	dtype, err := graphs.ParseDType(name)
+	must(t, err)
+	step, err := session.NewStep([]string{"x"}, []string{name})
+	must(t, err)
+	defer step.Close()
+	x, out := s.tensor(t, graphs.Float32, n), s.tensor(t, dtype, n)
+	for i := range x.Float32() {
+		x.Float32()[i] = float32(i+1) * math.Pi / n // never 0, well inside both ranges
+	}
+	must(t, step.SetInput(0, x))
+	must(t, step.SetOutput(0, out))
+	must(t, step.Run(t.Context()))
+	if len(out.Uint16()) != n || len(out.Bytes()) != 2*n {
+		t.Fatalf("%d elements in %d bytes, want %d", len(out.Uint16()), len(out.Bytes()), n)
+	}
+	for i, want := range x.Float32() {
+		got := decode(out.Uint16()[i])
+		if math.Abs(float64(got-want)) > math.Ldexp(float64(want), -precision) {
+			t.Fatalf("element %d of %d: %v, want %v to %d bits", i, n, got, want, precision)
+		}
+	}
+}
+
+func bfloat16Value(bits uint16) float32 { return math.Float32frombits(uint32(bits) << 16) }
+
+// float16Value decodes a normal number.
+func float16Value(bits uint16) float32 {
+	exponent := uint32(bits>>10&0x1f) - 15 + 127
+	return math.Float32frombits(uint32(bits>>15)<<31 | exponent<<23 | uint32(bits&0x3ff)<<13)
 }
 
 // float16Bits encodes a whole number below 2048, which fp16 holds exactly.

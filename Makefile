@@ -28,7 +28,9 @@ TOKENIZERS_A := $(LIB)/libtokenizers.a
 BINDING_VERSION := $(shell sed -n 's|^.*$(TOKENIZERS_MODULE) \(v[^ ]*\).*|\1|p' go.mod)
 BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 
-GO_FILES = $(shell find . -name '*.go' -not -path './.*' -not -name '*_test.go') go.mod go.sum $(NATIVE)/glimpse_native.h
+# What the binary is made of, files that are embedded included; tests and their data are not.
+GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
+    -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
 .PHONY: all build deps demo test lint fuzz-short native-test clean
 all: build
@@ -36,6 +38,12 @@ all: build
 # ---- set-up ----------------------------------------------------------------------------------------------------------
 
 deps: $(ORT_SO) $(TOKENIZERS_A)
+
+# Once, before anything is fetched.
+$(DEPS)/.tools-checked:
+	GO="$(GO)" CARGO="$(CARGO)" CC="$(CC)" PYTHON="$(PYTHON)" scripts/check-tools
+	mkdir -p $(DEPS)
+	touch $@
 
 ifdef ORT_LIB
 $(ORT_SO): $(ORT_LIB)
@@ -45,7 +53,7 @@ $(ORT_SO): $(ORT_LIB)
 	ln -sf $(@F) $(LIB)/libonnxruntime.so.1
 	ln -sf $(@F) $(LIB)/libonnxruntime.so
 else
-$(ORT_SO): versions.mk scripts/fetch-onnxruntime
+$(ORT_SO): versions.mk scripts/fetch-onnxruntime | $(DEPS)/.tools-checked
 	PYTHON="$(PYTHON)" scripts/fetch-onnxruntime $(DEPS) "$(ORT_VERSION)" "$(ORT_PY_VERSION)" "$(ORT_PY_ABI)" \
 	    "$(ORT_PLATFORM_$(shell uname -m))" "$(ORT_SHA256_$(shell uname -m))"
 endif
@@ -56,7 +64,7 @@ $(TOKENIZERS_A): $(TOKENIZERS_LIB)
 	install -m 644 $(TOKENIZERS_LIB) $@
 else
 # The binding's Rust crate is in its Go module; copied because the module cache is read-only and two files need a patch.
-$(BINDING_STAMP): versions.mk $(wildcard $(NATIVE)/patch-binding-*.sed)
+$(BINDING_STAMP): versions.mk $(wildcard $(NATIVE)/patch-binding-*.sed) | $(DEPS)/.tools-checked
 	$(GO) mod download $(TOKENIZERS_MODULE)
 	rm -rf $(BINDING)
 	mkdir -p $(BINDING)
@@ -100,7 +108,7 @@ test: deps
 	$(GO) vet ./...
 	$(GO) test ./...
 
-lint:
+lint: deps
 	@unformatted="$$(gofmt -l $$(find . -name '*.go' -not -path './.*'))"; \
 	    if [ -n "$$unformatted" ]; then echo "gofmt these files:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...

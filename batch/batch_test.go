@@ -382,11 +382,14 @@ func TestWindowBoundsWhatWaits(t *testing.T) {
 
 func TestStreamOutput(t *testing.T) {
 	var b bytes.Buffer
-	s := mustCaption(t, &fake{}, Options{Inputs: []string{pictures(t, "a cat", "corrupt")}, Out: "-", Stdout: &b,
+	s := mustCaption(t, &fake{pause: 5 * time.Millisecond}, Options{Inputs: []string{pictures(t, "a cat", "corrupt")}, Out: "-", Stdout: &b,
 		Measure: func([]byte, bool) (int, int, error) { return 3, 2, nil }})
 	rows := parse(t, b.Bytes())
 	if len(rows) != 2 || s.Failed != 1 || rows[0].Width != 3 || rows[0].Height != 2 || rows[0].Tokens != 5 {
 		t.Fatalf("%+v %+v", rows, s)
+	}
+	if rows[0].MS+rows[1].MS <= 0 {
+		t.Fatalf("rows took no time: %+v", rows)
 	}
 	if !strings.HasPrefix(b.String(), linePrefix) {
 		t.Fatal("rows must begin with their id: the torn-line rule relies on it")

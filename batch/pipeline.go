@@ -162,9 +162,9 @@ func (r *runner) work(ctx context.Context, jobs <-chan job, outcomes chan<- outc
 }
 
 // caption makes one row. An error ends the run: the context's, or that of an engine that is gone.
-func (r *runner) caption(ctx context.Context, item Item) (Row, error) {
+func (r *runner) caption(ctx context.Context, item Item) (row Row, err error) {
 	start := time.Now()
-	row := Row{ID: item.ID, Path: printable(item.Path), Prompt: r.opts.Prompt, Model: r.name}
+	row = Row{ID: item.ID, Path: printable(item.Path), Prompt: r.opts.Prompt, Model: r.name}
 	defer func() { row.MS = math.Round(10*float64(time.Since(start))/float64(time.Millisecond)) / 10 }()
 	if item.Err != nil {
 		row.Error = fileError(item.Err)

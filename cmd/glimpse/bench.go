@@ -1,8 +1,8 @@
 // glimpse bench: how fast a model folder is on this machine.
 //
 // What is measured is what users get: whole requests through the engine, timed by the engine where a stage begins and
-// ends. The first request of every engine is thrown away (ONNX Runtime allocates and packs weights on it). Requests
-// decode greedily; a model that ends its answer early gives fewer tokens, and the rate counts those there were.
+// ends. The first request of every engine is thrown away (ONNX Runtime allocates and packs weights on it). Decoding is
+// measured while all the requests decode, so that one request's prompt does not count as another's slow decoding.
 
 package main
 
@@ -14,10 +14,13 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"math"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"glimpse/engine"
@@ -46,7 +49,7 @@ func (o *BenchOptions) AddFlags(f *pflag.FlagSet) {
 	f.Var(&count{&o.Context, 0}, "context", "prompt and answer tokens of one request; 0: what the model allows, at most 4096")
 	f.StringVar(&o.Image, "image", "", "picture `file` (default: a drawn one of 640×480)")
 	f.Var(&count{&o.PromptTokens, 0}, "prompt-tokens", "tokens of the prompt at least, the picture's included; 0: the caption prompt")
-	f.Var(&count{&o.NewTokens, 2}, "new-tokens", "tokens to generate")
+	f.Var(&count{&o.NewTokens, 2}, "new-tokens", "tokens a request to measure decoding with")
 	f.Var(&counts{&o.Parallel}, "parallel", "numbers of requests that decode together")
 	f.Var(&count{&o.Repeat, 1}, "repeat", "timed requests a number")
 	f.BoolVar(&o.JSON, "json", false, "print JSON")
@@ -180,13 +183,15 @@ func benchRows(ctx context.Context, a *app, rt *graphs.Runtime, folder string, o
 				return err
 			}
 		}
-		tps, err := decodeTogether(ctx, e, req, rows)
+		tps, err := decodeTogether(ctx, e, req, rows, o.NewTokens)
 		if err != nil {
 			return err
 		}
-		if tps > 0 {
-			s.decode[rows] = append(s.decode[rows], tps)
+		if tps == 0 {
+			fmt.Fprintf(a.stderr, "bench: %d at once: an answer ended before all were decoding; nothing was measured\n", rows)
+			continue
 		}
+		s.decode[rows] = append(s.decode[rows], tps)
 	}
 	return nil
 }
@@ -199,7 +204,7 @@ func benchRequest(ctx context.Context, e *engine.Engine, o BenchOptions, picture
 		if m.Picture != nil {
 			pictures = []engine.Picture{{Data: picture, Source: firstOf(o.Image, "the drawn picture")}}
 		}
-		req := engine.Request{MaxTokens: o.NewTokens}
+		req := engine.Request{}
 		if m.Prompt.Template == "" {
 			req.Raw, req.Prompt, req.Pictures = true, m.Prompt.RawCaption+text, pictures
 			return req
@@ -207,19 +212,25 @@ func benchRequest(ctx context.Context, e *engine.Engine, o BenchOptions, picture
 		req.Messages = []engine.Message{userMessage(pictures, m.Prompt.Caption+text)}
 		return req
 	}
-	text := ""
-	for {
-		req := ask(text)
-		p, err := e.Prepare(ctx, req)
+	tokens := func(words int) (int, error) {
+		p, err := e.Prepare(ctx, ask(strings.Repeat(" red", words)))
 		if err != nil {
-			return req, err
+			return 0, err
 		}
-		missing := o.PromptTokens - len(p.TokenIDs)
-		if missing <= 0 {
-			return req, nil
-		}
-		text += strings.Repeat(" red", missing) // a token or more a word
+		return len(p.TokenIDs), nil
 	}
+	n, err := tokens(0)
+	if err != nil {
+		return engine.Request{}, err
+	}
+	// A word is a token or more, so as many words as tokens are missing are enough; the fewest that do are searched for.
+	words := sort.Search(max(0, o.PromptTokens-n), func(words int) bool {
+		if err == nil {
+			n, err = tokens(words)
+		}
+		return err == nil && n >= o.PromptTokens
+	})
+	return ask(strings.Repeat(" red", words)), err
 }
 
 // stages times one request that has the machine for itself.
@@ -248,26 +259,64 @@ func (s *samples) stages(ctx context.Context, e *engine.Engine, req engine.Reque
 	return nil
 }
 
-// decodeTogether runs requests at once and returns the tokens a second of all together, counted while every one of them
-// was decoding: from the moment the last got its first token to the moment the first got its last. 0 when there was no
-// such time.
-func decodeTogether(ctx context.Context, e *engine.Engine, req engine.Request, rows int) (float64, error) {
-	times := make([][]time.Time, rows)
-	g, ctx := errgroup.WithContext(ctx)
-	for i := range rows {
+// decodeTogether runs requests at once until each has made newTokens tokens since all of them decode, and returns the
+// tokens a second of all together in that time. The first rows to start wait for nobody: their answers go on, to the end
+// of the context if need be, while the others' prompts are read. 0 when the model ended an answer before that.
+func decodeTogether(ctx context.Context, e *engine.Engine, req engine.Request, rows, newTokens int) (float64, error) {
+	rec := &decodeRecord{times: make([][]time.Time, rows), want: newTokens}
+	running, enough := context.WithCancel(ctx)
+	defer enough()
+	rec.enough = enough
+	req.MaxTokens = math.MaxInt32
+	g := new(errgroup.Group)
+	for row := range rows {
 		g.Go(func() error {
 			mine := req
-			mine.Token = func(engine.Token) { times[i] = append(times[i], time.Now()) }
-			_, err := e.Generate(ctx, mine)
+			mine.Token = func(engine.Token) { rec.add(row) }
+			_, err := e.Generate(running, mine)
+			if err != nil && running.Err() != nil && ctx.Err() == nil {
+				return nil // stopped because there is enough
+			}
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return 0, err
 	}
-	return rateTogether(times), nil
+	return rateTogether(rec.times), nil
 }
 
+// decodeRecord notes when each row got its tokens. The engine calls it from its own goroutine.
+type decodeRecord struct {
+	mu      sync.Mutex
+	times   [][]time.Time
+	started int   // rows with a first token
+	since   []int // tokens of each row since all had started
+	want    int
+	enough  context.CancelFunc
+}
+
+func (d *decodeRecord) add(row int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.times[row]) == 0 {
+		d.started++
+	}
+	d.times[row] = append(d.times[row], time.Now())
+	if d.started < len(d.times) {
+		return
+	}
+	if d.since == nil {
+		d.since = make([]int, len(d.times))
+		return
+	}
+	d.since[row]++
+	if slices.Min(d.since) >= d.want {
+		d.enough()
+	}
+}
+
+// rateTogether counts the tokens between the last row's first token and the first row's last one.
 func rateTogether(times [][]time.Time) float64 {
 	var from, to time.Time
 	for i, t := range times {

@@ -75,12 +75,14 @@ func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inp
 			Stdout: a.stdout, Logger: a.log,
 			Progress: func(p batch.Progress) {
 				if !o.Quiet {
-					m.update(p.Done+p.Skipped, p.Total, captionNote(p))
+					m.update(p.Done+p.Skipped, p.Total, p.Skipped, captionNote(p))
 				}
 			},
 		})
 		m.close()
-		fmt.Fprintf(a.stderr, "caption: %s\n", captionCounts(summary))
+		if err == nil || summary.Written+summary.Skipped > 0 {
+			fmt.Fprintf(a.stderr, "caption: %s\n", captionCounts(summary))
+		}
 		if err == nil && summary.Failed+summary.FailedBefore > 0 {
 			return errFound
 		}

@@ -66,7 +66,7 @@ func runConvert(ctx context.Context, a *app, o ConvertOptions, checkpoint string
 	summary, err := convert.Convert(ctx, convert.Options{
 		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Plan: o.Plan, Force: o.Force,
 		Version: buildVersion().Version, Logger: a.log,
-		Progress: func(p convert.Progress) { m.update(p.Done, p.Total, p.Component) },
+		Progress: func(p convert.Progress) { m.update(p.Done, p.Total, 0, p.Component) },
 	})
 	m.close()
 	if err != nil {

@@ -53,7 +53,7 @@ func exitCode(ctx context.Context, err error) int {
 	switch {
 	case err == nil:
 		return exitDone
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+	case interrupted(ctx, err):
 		return exitInterrupted
 	case errors.As(err, &input), errors.As(err, &request), errors.As(err, &picture),
 		errors.Is(err, convert.ErrInput), errors.Is(err, batch.ErrInput), errors.Is(err, config.ErrConfig):
@@ -63,12 +63,17 @@ func exitCode(ctx context.Context, err error) int {
 	}
 }
 
+// interrupted reports whether err is how a command ended because of a signal. The cause is the signal.
+func interrupted(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(ctx)))
+}
+
 // report prints an error as one line, with the one exception of a list of places where a library was looked for.
 func report(w io.Writer, ctx context.Context, err error) {
 	var library *graphs.LibraryError
 	switch {
 	case err == nil, errors.Is(err, errFound):
-	case exitCode(ctx, err) == exitInterrupted:
+	case interrupted(ctx, err):
 		fmt.Fprintln(w, "glimpse: interrupted")
 	case errors.As(err, &library):
 		fmt.Fprintf(w, "glimpse: %v\n", err)

@@ -35,8 +35,7 @@ type meter struct {
 	bar       *mpb.Bar
 	printed   time.Time
 	done      int64
-	first     int64 // what was there at the first update, which says nothing about the speed
-	started   bool
+	skipped   int64
 	note      string
 }
 
@@ -60,17 +59,15 @@ func (a *app) newMeter(verb string, u unit) *meter {
 	return m
 }
 
-// update says that done of total is finished; total -1 is not known yet. note is shown beside it.
-func (m *meter) update(done, total int64, note string) {
+// update says that done of total is finished; total -1 is not known yet. skipped of done cost no work and do not count
+// for the speed. note is shown beside it.
+func (m *meter) update(done, total, skipped int64, note string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.started {
-		m.started, m.first = true, done
-	}
 	if done < m.done {
 		return // a slower goroutine's older news
 	}
-	m.done, m.note = done, note
+	m.done, m.skipped, m.note = done, skipped, note
 	if m.bar != nil {
 		if total >= 0 {
 			m.bar.SetTotal(total, false)
@@ -119,7 +116,7 @@ func (m *meter) rate() float64 {
 	if seconds <= 0 {
 		return 0
 	}
-	return float64(m.done-m.first) / seconds
+	return float64(m.done-m.skipped) / seconds
 }
 
 func (m *meter) speed() string {

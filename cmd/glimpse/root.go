@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 
 	"glimpse/cmd/glimpse/internal/config"
 	"glimpse/engine"
@@ -83,6 +84,7 @@ func newRoot(a *app) *cobra.Command {
 		return badInputf("%w (see `%s --help`)", err, cmd.CommandPath())
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
 		newConvert(a), newAsk(a), newCaption(a), newVerify(a), newInspect(a), newSynth(a),
 		newServe(a), newBench(a), newScore(a), newEmbed(a), newDoctor(a), newVersion(a),
@@ -98,10 +100,18 @@ func newRoot(a *app) *cobra.Command {
 func markUsage(c *cobra.Command) {
 	check := c.Args
 	c.Args = func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return badInputf("%w (see `%s --help`)", err, cmd.CommandPath())
+		err := check(cmd, args)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if !cmd.HasParent() {
+			near := ""
+			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+				near = "; did you mean " + strings.Join(s, " or ") + "?"
+			}
+			return badInputf("unknown command %q%s (see `glimpse --help`)", args[0], near)
+		}
+		return badInputf("%s: wrong number of arguments (%d); usage: %s", cmd.Name(), len(args), cmd.UseLine())
 	}
 }
 
@@ -150,12 +160,17 @@ func (a *app) withEngine(ctx context.Context, folder string, o ModelOptions, f f
 	return f(e)
 }
 
+// openEngine opens a model folder on an ONNX Runtime that is there.
 func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string, o ModelOptions) (*engine.Engine, error) {
-	return engine.Open(ctx, folder, engine.Options{
+	e, err := engine.Open(ctx, folder, engine.Options{
 		Runtime: rt, Device: a.global.Device, Threads: a.global.Threads,
 		Slots: o.Slots, Capacity: o.Context,
 		Limits: preprocess.Limits{MaxPixels: o.MaxPixels}, Logger: a.log,
 	})
+	if err != nil && ctx.Err() == nil {
+		return nil, badInput(err) // the library is there, so it is the folder, or what was asked of it
+	}
+	return e, err
 }
 
 // isTerminal reports whether w is a terminal that a progress bar can be drawn on.

@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"time"
 
 	"glimpse/engine"
@@ -64,10 +66,8 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 	if !a.global.logGiven {
 		a.setLogLevel(slog.LevelInfo) // a server that says nothing at all looks hung
 	}
-	for _, folder := range folders {
-		if _, err := manifest.Read(folder); err != nil {
-			return badInput(err)
-		}
+	if err := o.check(folders); err != nil {
+		return badInput(err)
 	}
 	// The port is taken before models are loaded: that it is in use should not be news after minutes.
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Listen)
@@ -99,6 +99,39 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 	defer func() { err = errors.Join(err, s.Close()) }()
 	fmt.Fprintf(a.stderr, "glimpse: serving %s on %s\n", names(models), address(o, ln))
 	return s.Serve(ctx, ln)
+}
+
+// check finds what would end the server at its start, before models are loaded for nothing.
+func (o *ServeOptions) check(folders []string) error {
+	seen := map[string]string{}
+	for _, folder := range folders {
+		if _, err := manifest.Read(folder); err != nil {
+			return err
+		}
+		path, err := filepath.Abs(folder)
+		if err != nil {
+			return err
+		}
+		name := filepath.Base(path) // as the engine names itself
+		if other, ok := seen[name]; ok {
+			return fmt.Errorf("%s and %s would both be served as %q: rename one folder", other, folder, name)
+		}
+		seen[name] = folder
+	}
+	if (o.TLSCert == "") != (o.TLSKey == "") {
+		return errors.New("TLS needs both --tls-cert and --tls-key")
+	}
+	if o.TLSCert != "" {
+		if _, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey); err != nil {
+			return fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		}
+	}
+	if o.Keys != "" {
+		if _, err := server.LoadKeys(o.Keys); err != nil {
+			return fmt.Errorf("--keys: %w", err)
+		}
+	}
+	return nil
 }
 
 func names(models []server.Model) string {

@@ -49,7 +49,7 @@ func runSynth(ctx context.Context, a *app, o SynthOptions, source string) error 
 	m := a.newMeter("synth", unitBytes)
 	summary, err := convert.Synth(ctx, convert.SynthOptions{
 		Source: source, Out: o.Out, Seed: o.Seed,
-		Progress: func(p convert.Progress) { m.update(p.Done, p.Total, p.Component) },
+		Progress: func(p convert.Progress) { m.update(p.Done, p.Total, 0, p.Component) },
 	})
 	m.close()
 	if err != nil {

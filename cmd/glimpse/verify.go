@@ -17,6 +17,7 @@ import (
 type VerifyOptions struct {
 	ModelOptions
 	Golden string
+	Cases  []string
 	JSON   bool
 }
 
@@ -24,6 +25,7 @@ type VerifyOptions struct {
 func (o *VerifyOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 1)
 	f.StringVar(&o.Golden, "golden", "", "`folder` of the golden set")
+	f.StringArrayVar(&o.Cases, "case", nil, "`id` of a case to run; may be given several times (default: all)")
 	f.BoolVar(&o.JSON, "json", false, "print the report as JSON")
 }
 
@@ -47,7 +49,10 @@ func runVerify(ctx context.Context, a *app, o VerifyOptions, model string) error
 		return badInputf("verify: which golden set? name its folder with --golden")
 	}
 	return a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) error {
-		report, err := verify.Run(ctx, e, o.Golden, verify.Options{Logger: a.log})
+		report, err := verify.Run(ctx, e, o.Golden, verify.Options{Cases: o.Cases, Logger: a.log})
+		if err != nil && ctx.Err() == nil {
+			return badInput(err) // a case that fails is in the report; an error is about the set
+		}
 		if err != nil {
 			return err
 		}

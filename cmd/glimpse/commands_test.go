@@ -1,0 +1,498 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"glimpse/batch"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// goldenCase is the part of cases.json that these tests compare.
+type goldenCase struct {
+	ID       string          `json:"id"`
+	Images   []string        `json:"images"`
+	Messages json.RawMessage `json:"messages"`
+	Expected struct {
+		InputIDs       []int32 `json:"input_ids"`
+		NumImageTokens int     `json:"num_image_tokens"`
+		GeneratedIDs   []int32 `json:"generated_ids"`
+		Text           string  `json:"text"`
+		Finish         string  `json:"finish"`
+		IDsStable      bool    `json:"ids_stable"`
+	} `json:"expected"`
+}
+
+func goldenCases(t *testing.T) []goldenCase {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(goldenSet, "cases.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set struct {
+		Cases []goldenCase `json:"cases"`
+	}
+	if err := json.Unmarshal(raw, &set); err != nil {
+		t.Fatal(err)
+	}
+	return set.Cases
+}
+
+func decode[T any](t *testing.T, text string) T {
+	t.Helper()
+	var v T
+	dec := json.NewDecoder(strings.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&v); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return v
+}
+
+// openAIMessages puts pictures where the golden set has {"type": "image"}, in one of the forms that ask reads.
+func openAIMessages(t *testing.T, c goldenCase, address func(path string) any) string {
+	t.Helper()
+	var messages []map[string]any
+	if err := json.Unmarshal(c.Messages, &messages); err != nil {
+		t.Fatal(err)
+	}
+	next := 0
+	for _, m := range messages {
+		parts, _ := m["content"].([]any)
+		for i, p := range parts {
+			if p.(map[string]any)["type"] == "image" {
+				parts[i] = map[string]any{"type": "image_url", "image_url": address(filepath.Join(media, c.Images[next]))}
+				next++
+			}
+		}
+	}
+	raw, err := json.Marshal(messages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "messages.json")
+	overwrite(t, path, raw)
+	return path
+}
+
+func TestAskAnswersGoldenConversations(t *testing.T) {
+	m := model(t)
+	forms := []func(path string) any{
+		func(path string) any { return path },
+		func(path string) any { return map[string]any{"url": path, "detail": "auto"} },
+		func(path string) any {
+			abs, err := filepath.Abs(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return map[string]any{"url": "file://" + abs}
+		},
+		func(path string) any {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return map[string]any{"url": "data:image/png;base64," + base64Of(raw)}
+		},
+	}
+	ran := 0
+	for i, c := range goldenCases(t) {
+		if c.Messages == nil || string(c.Messages) == "null" || !c.Expected.IDsStable {
+			continue
+		}
+		ran++
+		t.Run(c.ID, func(t *testing.T) {
+			r := must(t, "ask", m, "--messages", openAIMessages(t, c, forms[i%len(forms)]), "--max-tokens", "24", "--json")
+			got := decode[reply](t, r.stdout)
+			if d := cmp.Diff(c.Expected.InputIDs, got.PromptTokenIDs); d != "" {
+				t.Errorf("prompt_token_ids (-want +got):\n%s", d)
+			}
+			if d := cmp.Diff(c.Expected.GeneratedIDs, got.TokenIDs); d != "" {
+				t.Errorf("token_ids (-want +got):\n%s", d)
+			}
+			if got.Text != c.Expected.Text || got.FinishReason != c.Expected.Finish {
+				t.Errorf("text %q, finish %q; want %q, %q", got.Text, got.FinishReason, c.Expected.Text, c.Expected.Finish)
+			}
+			want := replyUsage{len(c.Expected.InputIDs), len(c.Expected.GeneratedIDs), c.Expected.NumImageTokens}
+			if got.Usage != want {
+				t.Errorf("usage %+v, want %+v", got.Usage, want)
+			}
+			if !strings.Contains(r.stdout, `"boxes": []`) || got.Timings.LoadMS <= 0 {
+				t.Errorf("boxes must be a list and load_ms positive: %s", r.stdout)
+			}
+		})
+	}
+	if ran == 0 {
+		t.Fatal("no golden case was asked")
+	}
+}
+
+func TestAskStreamsWhatJSONSays(t *testing.T) {
+	m := model(t)
+	args := []string{"ask", m, "What is it?", "--image", filepath.Join(media, "cat.png"), "--max-tokens", "20"}
+	text := must(t, args...).stdout
+	whole := decode[reply](t, must(t, append(args, "--json")...).stdout)
+	if text != whole.Text+"\n" && text != whole.Text {
+		t.Errorf("printed %q, JSON has %q", text, whole.Text)
+	}
+	sampled := append(args, "--json", "--temperature", "1.3", "--top-k", "50", "--top-p", "0.95", "--min-p", "0.01", "--repetition-penalty", "1.1", "--seed", "7")
+	a, b := decode[reply](t, must(t, sampled...).stdout), decode[reply](t, must(t, sampled...).stdout)
+	if !slices.Equal(a.TokenIDs, b.TokenIDs) {
+		t.Errorf("one seed gave two answers: %v %v", a.TokenIDs, b.TokenIDs)
+	}
+	if slices.Equal(a.TokenIDs, whole.TokenIDs) {
+		t.Errorf("sampling at temperature 1.3 gave the greedy answer: %v", a.TokenIDs)
+	}
+}
+
+func TestAskWithoutPromptUsesTheCaptionPrompt(t *testing.T) {
+	m := model(t)
+	args := []string{"ask", m, "--image", filepath.Join(media, "cat.png"), "--max-tokens", "5", "--json"}
+	in := decode[inspection](t, must(t, "inspect", m, "--json").stdout)
+	got := decode[reply](t, must(t, args...).stdout)
+	want := decode[reply](t, must(t, append(args, in.Prompt.Caption)...).stdout)
+	if !slices.Equal(got.PromptTokenIDs, want.PromptTokenIDs) {
+		t.Errorf("prompt %v, want that of %q: %v", got.PromptTokenIDs, in.Prompt.Caption, want.PromptTokenIDs)
+	}
+	exif := []string{"ask", m, "--image", filepath.Join(media, "astronaut_exif6.jpg"), "--max-tokens", "5", "--json"}
+	upright, lying := decode[reply](t, must(t, exif...).stdout), decode[reply](t, must(t, append(exif, "--no-exif")...).stdout)
+	if slices.Equal(upright.TokenIDs, lying.TokenIDs) {
+		t.Errorf("--no-exif changed nothing: %v", lying.TokenIDs)
+	}
+}
+
+func TestVerify(t *testing.T) {
+	m := model(t)
+	r := must(t, "verify", m, "--golden", goldenSet)
+	for _, part := range []string{"generated_ids", "logits_first", "pixel_values", "10 of 10 cases ok"} {
+		if !strings.Contains(r.stdout, part) {
+			t.Errorf("the table lacks %q:\n%s", part, r.stdout)
+		}
+	}
+	// The same set against weights that are not the golden ones.
+	wrong := filepath.Join(t.TempDir(), "int4")
+	must(t, "convert", checkpoint, "-o", wrong, "--precision", "int4")
+	r = glimpse(t, "verify", wrong, "--golden", goldenSet, "--json")
+	var report struct {
+		OK    bool `json:"ok"`
+		Cases []struct {
+			OK bool `json:"ok"`
+		} `json:"cases"`
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &report); err != nil {
+		t.Fatal(err)
+	}
+	if r.code != exitFound || report.OK || len(report.Cases) == 0 || r.stderr != "" {
+		t.Errorf("exit %d, ok %v, %d cases, standard error %q", r.code, report.OK, len(report.Cases), r.stderr)
+	}
+}
+
+func TestConvertSummaryAndForce(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "m")
+	r := must(t, "convert", checkpoint, "-o", out, "--precision", "int8", "--json")
+	var s struct {
+		Precision string `json:"precision"`
+		Planned   bool   `json:"planned"`
+		Bytes     int64  `json:"bytes"`
+	}
+	if err := json.Unmarshal([]byte(r.stdout), &s); err != nil {
+		t.Fatal(err)
+	}
+	if s.Precision != "int8" || s.Planned || s.Bytes <= 0 {
+		t.Errorf("summary %+v", s)
+	}
+	refused(t, glimpse(t, "convert", checkpoint, "-o", out), out)
+	if r := must(t, "convert", checkpoint, "-o", out, "--force", "--precision", "fp32"); !strings.Contains(r.stdout, "policy") {
+		t.Errorf("the precision policy is not printed: %s", r.stdout)
+	}
+	if in := decode[inspection](t, must(t, "inspect", out, "--json").stdout); in.Precision != "fp32" {
+		t.Errorf("--force left precision %s", in.Precision)
+	}
+	plan := must(t, "convert", checkpoint, "--plan", "-o", filepath.Join(filepath.Dir(out), "planned"))
+	if !strings.HasPrefix(plan.stdout, "planned ") || len(entries(t, filepath.Dir(out))) != 1 {
+		t.Errorf("--plan wrote something: %s %v", plan.stdout, entries(t, filepath.Dir(out)))
+	}
+}
+
+func TestInspect(t *testing.T) {
+	m := model(t)
+	in := decode[inspection](t, must(t, "inspect", m, "--json").stdout)
+	var names []string
+	for _, c := range in.Components {
+		names = append(names, c.Name)
+		if c.Bytes <= 0 || len(c.Inputs) == 0 || len(c.Outputs) == 0 {
+			t.Errorf("component %+v", c)
+		}
+	}
+	if !slices.Equal(names, []string{"vision", "connector", "decoder"}) || in.Bytes <= 0 {
+		t.Errorf("components %v, %d bytes", names, in.Bytes)
+	}
+	for _, path := range []string{m, checkpoint} {
+		if r := must(t, "inspect", path); !strings.Contains(r.stdout, "decoder") {
+			t.Errorf("inspect %s: %s", path, r.stdout)
+		}
+	}
+	broken := t.TempDir()
+	if err := os.CopyFS(broken, os.DirFS(m)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(broken, "embeddings.bin")); err != nil {
+		t.Fatal(err)
+	}
+	if r := glimpse(t, "inspect", broken); r.code != exitUsage || !strings.Contains(r.stderr, "embeddings.bin") {
+		t.Errorf("exit %d: %s", r.code, r.stderr)
+	}
+}
+
+func TestDoctorAndVersion(t *testing.T) {
+	d := decode[diagnosis](t, must(t, "doctor", "--json").stdout)
+	if !d.OK || !d.ONNXRuntime.OK || !d.Tokenizers.OK || d.CPU.Processors < 1 || d.Memory.TotalBytes <= 0 {
+		t.Errorf("%+v", d)
+	}
+	r := glimpse(t, "doctor", "--ort-lib", t.TempDir())
+	if r.code != exitFound || !strings.Contains(r.stdout, "MISSING") || r.stderr != "" {
+		t.Errorf("without a library: exit %d, %s%s", r.code, r.stdout, r.stderr)
+	}
+	if v := decode[build](t, must(t, "version", "--json").stdout); v.ONNXRuntime != d.ONNXRuntime.Version || v.Version == "" {
+		t.Errorf("%+v", v)
+	}
+	if r := glimpse(t, "version", "--ort-lib", t.TempDir()); r.code != 0 || !strings.Contains(r.stdout, "not found") {
+		t.Errorf("without a library: %+v", r)
+	}
+}
+
+func TestSettingsAreLayered(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "mine.toml")
+	overwrite(t, file, []byte("ort_lib = \""+dir+"\"\n"))
+	// The file names a folder without a library; environment and flag name the real one.
+	lib := os.Getenv("GLIMPSE_ORT_LIB")
+	if r := glimpse(t, "doctor", "--config", file); r.code != 0 {
+		t.Errorf("the environment must win over the file: %s", r.stdout)
+	}
+	without := command(t, "doctor", "--config", file)
+	without.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GLIMPSE_") }), "GLIMPSE_CONFIG="+file)
+	if r := runIt(t, without); r.code != exitFound {
+		t.Errorf("the file must be read: exit %d", r.code)
+	}
+	flagged := command(t, "doctor", "--ort-lib", lib)
+	flagged.Env = append(os.Environ(), "GLIMPSE_ORT_LIB="+dir, "GLIMPSE_CONFIG="+file)
+	if r := runIt(t, flagged); r.code != 0 {
+		t.Errorf("the flag must win over both: %s", r.stdout)
+	}
+	bad := command(t, "doctor")
+	bad.Env = append(os.Environ(), "GLIMPSE_DEVICE=tpu")
+	refused(t, runIt(t, bad), "GLIMPSE_DEVICE", "tpu")
+	found := command(t, "version")
+	found.Dir = t.TempDir()
+	overwrite(t, filepath.Join(found.Dir, "glimpse.toml"), []byte("divice = \"cpu\"\n"))
+	refused(t, runIt(t, found), "glimpse.toml", "divice", "device")
+}
+
+// drawn writes n different pictures, and some files that are none.
+func drawn(t *testing.T, n int) string {
+	t.Helper()
+	dir := t.TempDir()
+	for i := range n {
+		path := filepath.Join(dir, fmt.Sprintf("%03d.png", i))
+		if i%10 == 7 {
+			overwrite(t, path, fmt.Appendf(nil, "not picture %d", i))
+			continue
+		}
+		img := image.NewRGBA(image.Rect(0, 0, 40, 30))
+		for y := range 30 {
+			for x := range 40 {
+				img.SetRGBA(x, y, color.RGBA{uint8(x * i), uint8(y * (i + 3)), uint8(i), 255})
+			}
+		}
+		var b bytes.Buffer
+		if err := png.Encode(&b, img); err != nil {
+			t.Fatal(err)
+		}
+		overwrite(t, path, b.Bytes())
+	}
+	return dir
+}
+
+func readRows(t *testing.T, path string) []batch.Row {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parseRows(t, raw)
+}
+
+func parseRows(t *testing.T, raw []byte) []batch.Row {
+	t.Helper()
+	var rows []batch.Row
+	for line := range bytes.Lines(raw) {
+		rows = append(rows, decode[batch.Row](t, string(line)))
+	}
+	return rows
+}
+
+func TestCaption(t *testing.T) {
+	m := model(t)
+	dir := drawn(t, 20)
+	out := filepath.Join(t.TempDir(), "out.jsonl")
+	args := []string{"caption", m, dir, filepath.Join(media, "cat.jpg"), "-o", out, "--max-tokens", "6"}
+	r := glimpse(t, args...)
+	if r.code != exitFound || !strings.Contains(r.stderr, "21 written, 2 with an error (not_a_picture 2)") {
+		t.Fatalf("exit %d: %s", r.code, r.stderr)
+	}
+	rows := readRows(t, out)
+	if len(rows) != 21 {
+		t.Fatalf("%d rows", len(rows))
+	}
+	for i, row := range rows[:20] {
+		if (row.Error != nil) != (i%10 == 7) || filepath.Base(row.Path) != fmt.Sprintf("%03d.png", i) {
+			t.Errorf("row %d: %+v", i, row)
+		}
+		if row.Error == nil && (row.Width != 40 || row.Height != 30 || row.Tokens != 6 || row.MS <= 0 || row.Model != filepath.Base(m)) {
+			t.Errorf("row %d: %+v", i, row)
+		}
+	}
+	again := glimpse(t, args...)
+	if again.code != exitFound || !strings.Contains(again.stderr, "0 written, 21 there already, 2 with an error") {
+		t.Errorf("again: exit %d: %s", again.code, again.stderr)
+	}
+	// One at a time, to standard output: the same rows.
+	piped := glimpse(t, "caption", m, dir, filepath.Join(media, "cat.jpg"), "-o", "-", "--max-tokens", "6", "--slots", "1", "--parallel", "1")
+	if d := cmp.Diff(rows, parseRows(t, []byte(piped.stdout)), cmpopts.IgnoreFields(batch.Row{}, "MS")); d != "" {
+		t.Errorf("standard output differs (-file +stdout):\n%s", d)
+	}
+	if good := glimpse(t, "caption", m, filepath.Join(media, "cat.jpg"), "-o", filepath.Join(t.TempDir(), "o.jsonl"), "--max-tokens", "2"); good.code != 0 {
+		t.Errorf("a run without errors exits %d: %s", good.code, good.stderr)
+	}
+}
+
+func TestCaptionSurvivesKill(t *testing.T) {
+	m := model(t)
+	dir := drawn(t, 150)
+	folder := t.TempDir()
+	whole, out := filepath.Join(folder, "whole.jsonl"), filepath.Join(folder, "out.jsonl")
+	glimpse(t, "caption", m, dir, "-o", whole, "--max-tokens", "6")
+	want := readRows(t, whole)
+	if len(want) != 150 {
+		t.Fatalf("%d rows in the uninterrupted run", len(want))
+	}
+	args := []string{"caption", m, dir, "-o", out, "--max-tokens", "6", "--slots", "2"}
+	for round, signal := range []os.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
+		cmd := command(t, args...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		before := size(out)
+		for deadline := time.Now().Add(20 * time.Second); size(out) == before && time.Now().Before(deadline); {
+			time.Sleep(2 * time.Millisecond) // until it writes rows
+		}
+		time.Sleep(rand.N(40 * time.Millisecond))
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		code := cmd.ProcessState.ExitCode()
+		if signal != syscall.SIGKILL && code != exitInterrupted && code != exitFound { // it may have been done just before
+			t.Errorf("round %d: exit %d after %v: %s", round, code, signal, stderr.String())
+		}
+		if round == 0 && size(out) > 0 { // what a power cut adds
+			f, err := os.OpenFile(out, os.O_APPEND|os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprint(f, `{"id":"half a r`)
+			f.Close()
+		}
+	}
+	if r := glimpse(t, args...); r.code != exitFound {
+		t.Fatalf("exit %d: %s", r.code, r.stderr)
+	}
+	if d := cmp.Diff(want, readRows(t, out), cmpopts.IgnoreFields(batch.Row{}, "MS")); d != "" {
+		t.Errorf("rows differ from an uninterrupted run (-want +got):\n%s", d)
+	}
+}
+
+func size(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+func TestServeAnswersAndStops(t *testing.T) {
+	m := model(t)
+	cmd := command(t, "serve", m, "--listen", "127.0.0.1:0")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	where := regexp.MustCompile(`http://[0-9.:]+`)
+	base := ""
+	lines := bufio.NewScanner(stderr)
+	for base == "" && lines.Scan() {
+		base = where.FindString(lines.Text())
+	}
+	go io.Copy(io.Discard, stderr)
+	if base == "" {
+		t.Fatal("no address on standard error")
+	}
+	for _, path := range []string{"/healthz", "/v1/models"} {
+		resp, err := http.Get(base + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || (path == "/v1/models" && !strings.Contains(string(body), `"`+filepath.Base(m)+`"`)) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+}
+
+func TestBench(t *testing.T) {
+	m := model(t)
+	r := must(t, "bench", m, "--parallel", "1,2", "--repeat", "1", "--new-tokens", "8", "--prompt-tokens", "60", "--json")
+	b := decode[benchmark](t, r.stdout)
+	for name, s := range map[string]*spread{
+		"preprocess": b.PreprocessMS, "vision": b.VisionMS, "connector": b.ConnectorMS, "prefill_tps": b.PrefillTPS,
+		"ttft": b.TTFTMS, "load": b.LoadMS, "decode 1": b.DecodeTPS["1"], "decode 2": b.DecodeTPS["2"],
+	} {
+		if s == nil || s.Min <= 0 || s.Min > s.Median || s.Median > s.Max {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	if b.PrefillTokens == nil || b.PrefillTokens.Min < 60 || b.RSSMB <= 0 || b.Threads < 1 || b.Precision != "fp32" {
+		t.Errorf("%+v", b)
+	}
+}

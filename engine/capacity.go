@@ -17,9 +17,9 @@ import (
 // minCapacity is the smallest context that is chosen without being asked for.
 const minCapacity = 256
 
-// chooseCapacity returns the tokens of a slot. What was asked for is given or refused, with the number that would fit;
-// a default shrinks to the memory that is there, and says so.
-func chooseCapacity(spec manifest.Decoder, opts Options, logger *slog.Logger) (int, error) {
+// chooseCapacity returns the tokens of a slot. What was asked for is given or refused, with the number that would fit in
+// the available bytes; a default shrinks to what fits, and says so.
+func chooseCapacity(spec manifest.Decoder, opts Options, available int64, logger *slog.Logger) (int, error) {
 	want := opts.Capacity
 	if want == 0 {
 		want = defaultCapacity
@@ -34,7 +34,6 @@ func chooseCapacity(spec manifest.Decoder, opts Options, logger *slog.Logger) (i
 	if err != nil {
 		return 0, fmt.Errorf("decoder.cache_dtype: %w", err)
 	}
-	available := availableMemory()
 	if available == 0 {
 		return want, nil // unknown: the system decides when the arena is mapped
 	}

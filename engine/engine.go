@@ -138,13 +138,13 @@ func (e *Engine) load(ctx context.Context, folder string, opts Options) (err err
 
 func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) error {
 	spec := *e.manifest.Decoder
-	capacity, err := chooseCapacity(spec, opts, e.logger)
-	if err != nil {
-		return err
-	}
 	session, err := loadComponent(ctx, folder, spec.Component, e.manifest, opts)
 	if err != nil {
 		return err
+	}
+	capacity, err := chooseCapacity(spec, opts, availableMemory(), e.logger) // of what the weights leave
+	if err != nil {
+		return errors.Join(err, session.Close())
 	}
 	// A chunk of slack: where rows of different lengths share a step, the operator wants room for the longest in each slot.
 	chunk := min(opts.PrefillChunk, capacity)

@@ -156,6 +156,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.Tensors = nil // not needed while the answer is generated
 	return e.answer(ctx, req, p, made, preprocess, nil)
 }
 
@@ -196,6 +197,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 		answer:  make([]byte, 0, 4*p.MaxTokens),
 		token:   req.Token, logprobs: req.Logprobs, piece: e.prompter.piece, trace: trace,
 	}
+	made.features = nil // the scheduler's now, until the prompt is read
 	for _, id := range m.Tokens.EOS {
 		q.eos = append(q.eos, int32(id))
 	}

@@ -7,6 +7,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -29,6 +30,9 @@ type prompter struct {
 	tokens    manifest.Tokens
 	tokenizer *tokenizer.Tokenizer
 	template  *tokenizer.Template // nil: raw prompts only
+	// flat says that the template wants a message's content as one string, as those of text models do, and would print
+	// a list of parts as it stands.
+	flat bool
 }
 
 // promptPlan is a prompt before its pictures' sizes are known.
@@ -62,7 +66,28 @@ func openPrompter(folder string, m *manifest.Manifest) (*prompter, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
+	p.flat = !p.renders([]templatePart{{PartText, probeText}}) && p.renders(probeText)
 	return p, nil
+}
+
+// probeText is the text of a message that is rendered to see what a template does with content.
+const probeText = "probe"
+
+// renders reports whether the template takes this form of content: the text comes out, and not the form itself.
+func (p *prompter) renders(content any) bool {
+	text, err := p.template.Render(p.variables([]templateMessage{{"user", content}}))
+	return err == nil && strings.Contains(text, probeText) && !strings.Contains(text, `'type'`) && !strings.Contains(text, `"type"`)
+}
+
+// variables are what a template sees.
+func (p *prompter) variables(messages []templateMessage) map[string]any {
+	v := map[string]any{"messages": messages, "add_generation_prompt": true}
+	for role, text := range p.tokens.Strings {
+		if _, taken := v[role]; !taken {
+			v[role] = text
+		}
+	}
+	return v
 }
 
 func readTemplate(path string) (string, error) {
@@ -134,13 +159,26 @@ func (p *prompter) planRaw(req Request, plan *promptPlan) error {
 
 // templateMessage and templatePart are a message as upstream's templates see it.
 type templateMessage struct {
-	Role    string         `json:"role"`
-	Content []templatePart `json:"content"`
+	Role    string `json:"role"`
+	Content any    `json:"content"` // []templatePart, or a string
 }
 
 type templatePart struct {
-	Type string  `json:"type"`
-	Text *string `json:"text,omitempty"`
+	Type string
+	Text string // of PartText
+}
+
+// MarshalJSON writes {"type":"text","text":…} or {"type":"image"}: upstream's parts have the keys of their type alone.
+func (t templatePart) MarshalJSON() ([]byte, error) {
+	if t.Type != PartText {
+		return json.Marshal(struct {
+			Type string `json:"type"`
+		}{t.Type})
+	}
+	return json.Marshal(struct {
+		Type string `json:"type"`
+		Text string `json:"text"`
+	}{t.Type, t.Text})
 }
 
 func (p *prompter) planMessages(req Request, plan *promptPlan) error {
@@ -154,24 +192,38 @@ func (p *prompter) planMessages(req Request, plan *promptPlan) error {
 	}
 	messages := make([]templateMessage, len(req.Messages))
 	for i, m := range req.Messages {
-		content, err := p.message(i, m, plan)
+		parts, err := p.message(i, m, plan)
 		if err != nil {
 			return err
 		}
-		messages[i] = templateMessage{m.Role, content}
+		messages[i] = templateMessage{m.Role, p.content(parts)}
 	}
-	variables := map[string]any{"messages": messages, "add_generation_prompt": true}
-	for role, text := range p.tokens.Strings {
-		if _, taken := variables[role]; !taken {
-			variables[role] = text
-		}
-	}
-	text, err := p.template.Render(variables)
+	text, err := p.template.Render(p.variables(messages))
 	if err != nil {
 		return badRequest("messages", CodeInvalid, err, "%v", err)
 	}
 	plan.text, plan.shown = text, plan.shield.Uncover(text)
 	return nil
+}
+
+// content is a message's parts in the form that the template takes. In a string a picture is its placeholder on a line
+// of its own, as LLaVA's authors write it.
+func (p *prompter) content(parts []templatePart) any {
+	if !p.flat {
+		return parts
+	}
+	var b strings.Builder
+	for i, part := range parts {
+		switch {
+		case part.Type == PartText:
+			b.WriteString(part.Text)
+		case i < len(parts)-1:
+			b.WriteString(p.prompt.Placeholder + "\n")
+		default:
+			b.WriteString(p.prompt.Placeholder)
+		}
+	}
+	return b.String()
 }
 
 // message checks one message, covers its texts and notes its pictures.
@@ -186,8 +238,7 @@ func (p *prompter) message(i int, m Message, plan *promptPlan) ([]templatePart, 
 	for j, part := range m.Content {
 		switch part.Type {
 		case PartText:
-			text := plan.shield.Cover(part.Text)
-			parts = append(parts, templatePart{PartText, &text})
+			parts = append(parts, templatePart{PartText, plan.shield.Cover(part.Text)})
 			joined.WriteString(part.Text)
 			covered.WriteString(probe.Cover(part.Text))
 		case PartImage:

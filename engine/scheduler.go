@@ -27,7 +27,7 @@ type schedulerConfig struct {
 	embed func(dst []float32, id int32) error
 	// ropeLimit is the length above which rotary tables depend on the length of the sequence; 0: they never do.
 	ropeLimit int
-	logger    *slog.Logger
+	logger    *slog.Logger // nil: nothing is logged
 }
 
 type scheduler struct {
@@ -51,6 +51,9 @@ type scheduler struct {
 
 // newScheduler starts the loop.
 func newScheduler(s stepper, cfg schedulerConfig) *scheduler {
+	if cfg.logger == nil {
+		cfg.logger = slog.New(slog.DiscardHandler)
+	}
 	d := &scheduler{
 		schedulerConfig: cfg,
 		stepper:         s,
@@ -228,6 +231,9 @@ func (d *scheduler) advance(first, n int) {
 	if err == nil {
 		err = d.stepper.run(d.ctx, d.step)
 	}
+	if err != nil && d.ctx.Err() == nil {
+		d.logger.Error("decoder step failed", "tokens", d.step.tokens, "slots", n, "error", err)
+	}
 	row := 0
 	for i := first; i < first+n; i++ {
 		q, take := d.slots[i], d.take[i]
@@ -242,6 +248,7 @@ func (d *scheduler) advance(first, n int) {
 		if q.waiting() > 0 {
 			continue // a chunk in the middle of the prompt
 		}
+		q.features = nil // the prompt is read
 		logits := d.stepper.logits(row)
 		row++
 		if q.accept(logits, d.scratch) {

@@ -112,6 +112,10 @@ func TestPlanAcceptsReleasedInventories(t *testing.T) {
 	}{
 		{"llava-hf--llava-1.5-7b-hf", 7_050_828_800},
 		{"liuhaotian--llava-v1.5-7b", 7_050_304_512},
+		{"Salesforce--blip2-opt-2.7b", 3_873_534_976}, // the tied head is counted with the token table and again in the decoder
+		{"Salesforce--blip2-flan-t5-xl", 3_942_456_896},
+		{"Salesforce--blip2-itm-vit-g", 1_386_085_378}, // the Q-Former is in three graphs
+		{"Salesforce--instructblip-vicuna-7b", 7_913_726_720},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := mustConvert(t, convert.Options{Checkpoint: "../testdata/inventories/" + tc.name + ".json.gz", Plan: true})

@@ -214,9 +214,12 @@ func sideFiles(r *families.Release) []struct {
 	}
 }
 
+// extraFiles are further files of releases that a family may ask for.
+var extraFiles = []string{"qformer_tokenizer/tokenizer.json"}
+
 // readRelease reads the side files of a checkpoint folder and lists those that were there.
 func readRelease(folder string) (*families.Release, []checkpoint.File, error) {
-	r := &families.Release{Name: filepath.Base(filepath.Clean(folder)), Parts: map[string]*families.Release{}}
+	r := &families.Release{Name: filepath.Base(filepath.Clean(folder)), Parts: map[string]*families.Release{}, Extra: map[string]json.RawMessage{}}
 	var found []checkpoint.File
 	for _, f := range sideFiles(r) {
 		raw, file, err := readSide(folder, f.name)
@@ -234,6 +237,16 @@ func readRelease(folder string) (*families.Release, []checkpoint.File, error) {
 	}
 	if r.Config == nil {
 		return nil, nil, fmt.Errorf("open checkpoint %s: it has no config.json", folder)
+	}
+	for _, name := range extraFiles {
+		raw, file, err := readSide(folder, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if raw != nil {
+			r.Extra[name] = raw
+			found = append(found, file)
+		}
 	}
 	template, files, err := readTemplate(folder)
 	if err != nil {

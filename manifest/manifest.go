@@ -27,6 +27,47 @@ type Manifest struct {
 	Decoder    *Decoder             `toml:"decoder,omitempty"` // nil: the model generates no text (scores and embeddings only)
 	Embeddings *Embeddings          `toml:"embeddings,omitempty"`
 	Generation Generation           `toml:"generation"`
+	Scoring    *Scoring             `toml:"scoring,omitempty"` // nil: the model compares no pictures with texts
+	// Instruction is set where the user's text also goes to the picture stages (InstructBLIP's Q-Former reads it).
+	Instruction *TextInput `toml:"instruction,omitempty"`
+}
+
+// TextInput says how a text becomes the two inputs of a graph that reads text beside or instead of a picture:
+// IDs [texts, text_tokens] i64 and Mask of the same shape, 1 for a token and 0 for padding.
+type TextInput struct {
+	Tokenizer string `toml:"tokenizer"` // a tokenizer.json in the folder
+	IDs       string `toml:"ids"`       // name of the input that takes the ids
+	Mask      string `toml:"mask"`
+	Pad       int    `toml:"pad"`
+	MaxTokens int    `toml:"max_tokens"`       // longer texts are refused
+	Prefix    string `toml:"prefix,omitempty"` // put in front of every text
+}
+
+// Scoring describes the heads that compare pictures with texts. The picture stages run first; ImageStages turn their
+// tensors into picture embeddings, TextStages turn texts into text embeddings.
+type Scoring struct {
+	ImageStages []string  `toml:"image_stages"`
+	TextStages  []string  `toml:"text_stages"`
+	Text        TextInput `toml:"text"`
+	// ImageEmbeds is [tiles, rows, width] or [tiles, width]; TextEmbeds is [texts, width]. Both are normalised.
+	ImageEmbeds string  `toml:"image_embeds"`
+	TextEmbeds  string  `toml:"text_embeds"`
+	Scores      []Score `toml:"scores"`
+}
+
+// Score is one matrix of pictures × texts.
+//
+// Kind "similarity" is Scale times the largest dot product of a picture's embedding rows with a text's embedding. Kind
+// "pair" runs Component on pairs: it takes ImageFeatures of all pictures, image_index [pairs] i64 that says which picture
+// a pair has, and the pair's text, and gives Output [pairs].
+type Score struct {
+	Name        string  `toml:"name"` // itc, itm, logits_c, logits_g
+	Kind        string  `toml:"kind"`
+	Scale       float64 `toml:"scale,omitzero"`
+	ImageEmbeds string  `toml:"image_embeds,omitempty"` // where it is not Scoring's
+	TextEmbeds  string  `toml:"text_embeds,omitempty"`
+	Component   string  `toml:"component,omitempty"`
+	Output      string  `toml:"output,omitempty"`
 }
 
 // Source says what the folder was made from.

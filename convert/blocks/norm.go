@@ -95,3 +95,9 @@ func (b *Builder) Repeat(x, like *onnx.Value, rest ...int64) *onnx.Value {
 	shape := b.Op("Concat", []*onnx.Value{batch, b.Ints1(rest...)}, onnx.Int("axis", 0))
 	return b.Op("Expand", []*onnx.Value{x, shape})
 }
+
+// Normalize divides each row of x by its Euclidean length (at least 1e-12, as torch.nn.functional.normalize).
+func (b *Builder) Normalize(x *onnx.Value) *onnx.Value {
+	length := b.Op("ReduceL2", []*onnx.Value{x, b.Ints1(-1)}, onnx.Int("keepdims", 1))
+	return b.Op("Div", []*onnx.Value{x, b.Op("Max", []*onnx.Value{length, b.Scalar(1e-12)})})
+}

@@ -47,18 +47,21 @@ func widen(d DType, dst []float32, raw []byte) {
 	}
 }
 
-// widenF16 moves the exponent and mantissa into place and lets one multiplication by 2¹¹² put the exponent's bias right:
-// exact for normal numbers and, because the product is normal, for subnormal ones. Infinities and NaNs come out as finite
-// numbers of at least 2¹⁶ and get their exponent filled.
+// widenF16 moves the exponent and mantissa of normal numbers into place and corrects the exponent's bias; the others are
+// rare in weights.
 func widenF16(dst []float32, raw []byte) {
-	const rebias = 0x1p112
+	const rebias = (127 - 15) << 23
 	for i := range dst {
 		h := uint32(binary.LittleEndian.Uint16(raw[2*i:]))
-		magnitude := math.Float32bits(math.Float32frombits(h&0x7fff<<13) * rebias)
-		if h&0x7c00 == 0x7c00 {
+		sign, magnitude := h&0x8000<<16, h&0x7fff<<13
+		if e := h & 0x7c00; e-0x0400 < 0x7800 { // neither 0 nor 31: normal
+			magnitude += rebias
+		} else if e == 0 {
+			magnitude = math.Float32bits(float32(h&0x3ff) * 0x1p-24)
+		} else { // infinity or NaN
 			magnitude |= 0x7f800000
 		}
-		dst[i] = math.Float32frombits(h&0x8000<<16 | magnitude)
+		dst[i] = math.Float32frombits(sign | magnitude)
 	}
 }
 

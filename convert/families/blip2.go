@@ -74,6 +74,7 @@ type blip2Model struct {
 	vision        evaVision
 	former        qformer
 	embeddingNorm string // where the norm over the Q-Former's input is stored
+	instructed    bool   // the Q-Former reads the instruction (InstructBLIP)
 }
 
 // plan adds the tower; the connector needs the language model's width and is added with it.
@@ -95,6 +96,10 @@ func (m blip2Model) add(p *Plan, name string, role blocks.Role, prefix string, l
 
 // connector is the Q-Former over its queries and language_projection: vision_features in, qformer and projected out.
 func (m blip2Model) connector(b *blocks.Builder, hidden int64) {
+	if m.instructed {
+		m.instructedConnector(b, hidden)
+		return
+	}
 	tiles, q, h := onnx.Free("tiles"), m.former.queries, m.former.HiddenSize
 	features := b.Input("vision_features", onnx.Float, tiles, onnx.Fixed(m.vision.tokens()), onnx.Fixed(m.vision.HiddenSize))
 	x := m.former.queriesOnly(b, "qformer.", "query_tokens", m.embeddingNorm, features)

@@ -26,6 +26,8 @@ type Release struct {
 	SpecialTokensMap json.RawMessage // special_tokens_map.json
 	Tokenizer        json.RawMessage // tokenizer.json
 	ChatTemplate     string          // chat_template.jinja, or the text inside chat_template.json
+	// Extra are further files that families ask for by their paths in the release (a second tokenizer).
+	Extra map[string]json.RawMessage
 	// Parts are the other checkpoints that the release refers to (a vision tower kept elsewhere), by the name under
 	// which their tensors appear with "NAME." in front.
 	Parts map[string]*Release
@@ -96,7 +98,7 @@ func (h Head) Is(architecture string) bool {
 }
 
 // all lists the families; a new one is added here and nowhere else.
-var all = []Family{llava15{}, llava15Authors{}, blip2{}}
+var all = []Family{llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}}
 
 // UnknownError says that no family takes a configuration.
 type UnknownError struct{ Head Head }

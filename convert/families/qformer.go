@@ -131,7 +131,9 @@ func (c qformer) queriesOnly(b *blocks.Builder, prefix, queryTensor, norm string
 
 // withText runs the Q-Former over the learned queries and a text side by side. It returns
 // [batch, queries + text_tokens, hidden_size]. The first queries rows are the queries.
-func (c qformer) withText(b *blocks.Builder, prefix, queryTensor, norm, embeddings string, features *onnx.Value, text textRows) *onnx.Value {
+//
+// pick is nil, or [batch] i64 that says which picture of features each row of the batch looks at.
+func (c qformer) withText(b *blocks.Builder, prefix, queryTensor, norm, embeddings string, features, pick *onnx.Value, text textRows) *onnx.Value {
 	h := c.HiddenSize
 	var x *onnx.Value
 	b.Scope("qformer", func() {
@@ -145,7 +147,7 @@ func (c qformer) withText(b *blocks.Builder, prefix, queryTensor, norm, embeddin
 				queries := b.Op("Slice", []*onnx.Value{x, b.Ints1(0), b.Ints1(c.queries), b.Ints1(1)})
 				words := b.Op("Slice", []*onnx.Value{x, b.Ints1(c.queries), b.Ints1(1 << 62), b.Ints1(1)})
 				if i%c.CrossEvery == 0 {
-					queries = c.attention(b, layer+"crossattention.", "crossattention", queries, features, blocks.Heads{}, c.EncoderSize, int(i))
+					queries = c.pickedAttention(b, layer+"crossattention.", "crossattention", queries, features, pick, blocks.Heads{}, c.EncoderSize, int(i))
 				}
 				queries = c.feedForward(b, layer, "_query", queries, int(i), true)
 				words = c.feedForward(b, layer, "", words, int(i), true)
@@ -176,9 +178,14 @@ func (c qformer) textOnly(b *blocks.Builder, prefix, norm, embeddings string, te
 	return x
 }
 
-// attention is Blip2QFormerAttention: multi-head attention of x over memory, a dense layer, post-norm residual. heads
-// carries the lengths and the bias.
-func (c qformer) attention(b *blocks.Builder, path, name string, x, memory *onnx.Value, heads blocks.Heads, memorySize int64, layer int) (y *onnx.Value) {
+func (c qformer) attention(b *blocks.Builder, path, name string, x, memory *onnx.Value, heads blocks.Heads, memorySize int64, layer int) *onnx.Value {
+	return c.pickedAttention(b, path, name, x, memory, nil, heads, memorySize, layer)
+}
+
+// pickedAttention is Blip2QFormerAttention: multi-head attention of x over memory, a dense layer, post-norm residual.
+// heads carries the lengths and the bias. With pick, row i of the batch attends to memory[pick[i]]: the keys and values of
+// a picture are computed once however many texts it is paired with.
+func (c qformer) pickedAttention(b *blocks.Builder, path, name string, x, memory, pick *onnx.Value, heads blocks.Heads, memorySize int64, layer int) (y *onnx.Value) {
 	h := c.HiddenSize
 	heads.Count, heads.Dim = c.Heads, h/c.Heads
 	b.Scope(name, func() {
@@ -190,6 +197,9 @@ func (c qformer) attention(b *blocks.Builder, path, name string, x, memory *onnx
 		q := dense(x, "query", "attention.query", h)
 		k := dense(memory, "key", "attention.key", memorySize)
 		v := dense(memory, "value", "attention.value", memorySize)
+		if pick != nil {
+			k, v = b.Op("Gather", []*onnx.Value{k, pick}), b.Op("Gather", []*onnx.Value{v, pick})
+		}
 		y = dense(b.FullAttention(q, k, v, heads), "dense", "output.dense", h)
 		y = c.addNorm(b, path+"output.LayerNorm", x, y)
 	})

@@ -51,8 +51,16 @@ func planTiny(t *testing.T, set string, precision blocks.Precision) *families.Pl
 
 // TestGraphSnapshots shows a change of a graph in review. Run with -update after an intended one.
 func TestGraphSnapshots(t *testing.T) {
-	for _, set := range []string{"llava15-tiny"} {
-		for _, precision := range []blocks.Precision{blocks.FP32, blocks.INT8, blocks.INT4} {
+	all := []blocks.Precision{blocks.FP32, blocks.INT8, blocks.INT4}
+	for _, tc := range []struct {
+		set        string
+		precisions []blocks.Precision
+	}{
+		{"llava15-tiny", all}, {"blip2-opt-tiny", all[:1]}, {"blip2-t5-tiny", []blocks.Precision{blocks.FP32, blocks.FP16}},
+		{"blip2-itm-tiny", all[:1]}, {"instructblip-tiny", all[:1]},
+	} {
+		set := tc.set
+		for _, precision := range tc.precisions {
 			plan := planTiny(t, set, precision)
 			for _, c := range plan.Components {
 				name := strings.Join([]string{set, string(precision), c.Name}, ".") + ".txt"

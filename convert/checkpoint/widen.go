@@ -6,6 +6,7 @@ package checkpoint
 import (
 	"encoding/binary"
 	"math"
+	"sync"
 	"unsafe"
 )
 
@@ -47,23 +48,31 @@ func widen(d DType, dst []float32, raw []byte) {
 	}
 }
 
-// widenF16 moves the exponent and mantissa of normal numbers into place and corrects the exponent's bias; the others are
-// rare in weights.
+// widenF16 looks all 65536 values up: the part of the table that weights use stays in the core's own cache, and it takes
+// half the time of computing them.
 func widenF16(dst []float32, raw []byte) {
-	const rebias = (127 - 15) << 23
+	table := halfTable()
 	for i := range dst {
-		h := uint32(binary.LittleEndian.Uint16(raw[2*i:]))
-		sign, magnitude := h&0x8000<<16, h&0x7fff<<13
-		if e := h & 0x7c00; e-0x0400 < 0x7800 { // neither 0 nor 31: normal
-			magnitude += rebias
-		} else if e == 0 {
-			magnitude = math.Float32bits(float32(h&0x3ff) * 0x1p-24)
-		} else { // infinity or NaN
-			magnitude |= 0x7f800000
-		}
-		dst[i] = math.Float32frombits(sign | magnitude)
+		dst[i] = table[binary.LittleEndian.Uint16(raw[2*i:])]
 	}
 }
+
+var halfTable = sync.OnceValue(func() *[1 << 16]float32 {
+	var table [1 << 16]float32
+	for h := range uint32(1 << 16) {
+		magnitude := h & 0x7fff << 13
+		switch h & 0x7c00 {
+		case 0: // subnormal
+			magnitude = math.Float32bits(float32(h&0x3ff) * 0x1p-24)
+		case 0x7c00: // infinity or NaN
+			magnitude |= 0x7f800000
+		default:
+			magnitude += (127 - 15) << 23
+		}
+		table[h] = math.Float32frombits(h&0x8000<<16 | magnitude)
+	}
+	return &table
+})
 
 func widenInteger(d DType, dst []float32, raw []byte) {
 	le := binary.LittleEndian

@@ -87,6 +87,7 @@ func TestBatchEqualsAlone(t *testing.T) {
 	for round := range 4 {
 		for i, req := range reqs {
 			wg.Go(func() {
+				req := req
 				req.MaxTokens = 24 - 5*round
 				got := generate(t, e, t.Context(), req)
 				if diff := cmp.Diff(want[i].TokenIDs[:req.MaxTokens], got.TokenIDs); diff != "" {
@@ -94,6 +95,7 @@ func TestBatchEqualsAlone(t *testing.T) {
 				}
 			})
 			wg.Go(func() {
+				req := req
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				seen := 0
@@ -463,5 +465,24 @@ func BenchmarkDecode(b *testing.B) {
 func TestDecodeStepsAllocateNothing(t *testing.T) {
 	if n := engine.StepAllocs(openTiny(t, engine.Options{Slots: 3})); n != 0 {
 		t.Errorf("%v allocations a step", n)
+	}
+}
+
+// Prompt chunks, decode rows and idle slots share steps without touching each other.
+func TestMixedStepsEqualAlone(t *testing.T) {
+	e := openTiny(t, engine.Options{Slots: 3})
+	var prompts [3][]int32
+	for i, text := range []string{"Hello!", "What's 123 + 45?", strings.Repeat("A longer text. ", 5)} {
+		p, err := e.Prepare(t.Context(), ask(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		prompts[i] = p.TokenIDs
+	}
+	alone, mixed := engine.MixedSteps(e, prompts)
+	for i := range prompts {
+		if d := largestDifference(alone[i], mixed[i]); !(d < 1e-4) {
+			t.Errorf("prompt %d: logits move by %g", i, d)
+		}
 	}
 }

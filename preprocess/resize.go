@@ -116,48 +116,50 @@ func (s *resampling) lines(across *weights, x0, x1, low, high int) [][]uint8 {
 	lines := make([][]uint8, high-low)
 	size := 3 * (x1 - x0)
 	background := make([]uint8, size)
-	pass := func(into, row []uint8) []uint8 { // across == nil
-		if c.width == c.picture.Width {
-			return row[3*x0 : 3*x1]
-		}
-		fill(into, c.background)
-		from, to := max(x0, c.left), min(x1, c.left+c.picture.Width)
-		if from < to {
-			copy(into[3*(from-x0):], row[3*(from-c.left):3*(to-c.left)])
-		}
-		return into
-	}
+	var resample *columns
 	work := size
 	if across == nil {
 		fill(background, c.background)
 	} else {
-		columns := across.over(c)
-		columns.fill(background)
-		work = 3 * columns.taps
-		pass = func(into, row []uint8) []uint8 {
-			columns.blend(into, row)
-			return into
-		}
+		resample = across.over(c)
+		resample.fill(background)
+		work = 3 * resample.taps
 	}
 	parallel(high-low, work, func(from, to int) {
-		rows := min(to+low, c.top+c.picture.Height) - max(from+low, c.top) // that are not background
-		var store []uint8
-		if across != nil || c.width != c.picture.Width {
-			store = make([]uint8, size*max(rows, 0))
-		}
 		for i := from; i < to; i++ {
 			if c.empty(low + i) {
 				lines[i] = background
-				continue
 			}
-			var into []uint8
-			if store != nil {
-				into, store = store[:size:size], store[size:]
-			}
-			lines[i] = pass(into, c.picture.Row(low+i-c.top))
+		}
+		// The rows of the picture among them, as indices of lines.
+		from, to = max(from, c.top-low), min(to, c.top+c.picture.Height-low)
+		switch {
+		case from >= to:
+		case resample != nil:
+			resample.rows(lines[from:to], size, c.picture, low+from-c.top)
+		default:
+			c.rows(lines[from:to], x0, x1, low+from-c.top)
 		}
 	})
 	return lines
+}
+
+// rows sets lines to columns [x0, x1) of the canvas where rows y, y+1, … of the picture lie.
+func (c *canvas) rows(lines [][]uint8, x0, x1, y int) {
+	from, to := max(x0, c.left), min(x1, c.left+c.picture.Width)
+	for i := range lines {
+		row := c.picture.Row(y + i)
+		if from == x0 && to == x1 {
+			lines[i] = row[3*(x0-c.left) : 3*(x1-c.left)]
+			continue
+		}
+		line := make([]uint8, 3*(x1-x0))
+		fill(line, c.background)
+		if from < to {
+			copy(line[3*(from-x0):], row[3*(from-c.left):3*(to-c.left)])
+		}
+		lines[i] = line
+	}
 }
 
 // columns is the horizontal pass over the rows of a canvas's picture. What the background beside the picture adds is
@@ -201,25 +203,63 @@ func (w *weights) over(c *canvas) *columns {
 	return out
 }
 
-// blend resamples one row of the picture.
-func (c *columns) blend(dst, src []uint8) {
+// pair holds two rows of the picture, a plane a channel: the first row in the low half of each value, the second in
+// the high half. One 64-bit multiplication then weighs both, exactly: the low half of a sum stays within 32 bits, and
+// what it borrows from the high half is given back when the two are taken apart.
+type pair [3][]int64
+
+func newPair(width int) (p pair) {
+	for ch := range p {
+		p[ch] = make([]int64, width)
+	}
+	return p
+}
+
+func (p *pair) load(a, b []uint8) {
+	red, green, blue := p[0], p[1][:len(p[0])], p[2][:len(p[0])]
+	for x := range red {
+		s, t := a[3*x:3*x+3:3*x+3], b[3*x:3*x+3:3*x+3]
+		red[x] = int64(s[0]) | int64(t[0])<<32
+		green[x] = int64(s[1]) | int64(t[1])<<32
+		blue[x] = int64(s[2]) | int64(t[2])<<32
+	}
+}
+
+// blend resamples two rows of the picture.
+func (c *columns) blend(first, second []uint8, p *pair) {
+	const both = 1 + 1<<32
 	for i := range c.spans {
 		s := &c.spans[i]
 		k := c.values[s.start:s.end]
-		p := src[3*s.first:]
-		p = p[:3*len(k)]
-		r, g, b := s.base[0], s.base[1], s.base[2]
-		for _, v := range k {
-			if len(p) < 3 { // never: tells the compiler that the three reads are in range
-				break
-			}
-			r += int32(p[0]) * v
-			g += int32(p[1]) * v
-			b += int32(p[2]) * v
-			p = p[3:]
+		red, green, blue := p[0][s.first:][:len(k)], p[1][s.first:][:len(k)], p[2][s.first:][:len(k)]
+		r, g, b := int64(s.base[0])*both, int64(s.base[1])*both, int64(s.base[2])*both
+		for j, v := range k {
+			w := int64(v)
+			r += red[j] * w
+			g += green[j] * w
+			b += blue[j] * w
 		}
-		o := dst[3*i : 3*i+3 : 3*i+3]
-		o[0], o[1], o[2] = clip8(r), clip8(g), clip8(b)
+		o := first[3*i : 3*i+3 : 3*i+3]
+		o[0], o[1], o[2] = clip8(int32(r)), clip8(int32(g)), clip8(int32(b))
+		o = second[3*i : 3*i+3 : 3*i+3]
+		o[0], o[1], o[2] = clip8(upper(r)), clip8(upper(g)), clip8(upper(b))
+	}
+}
+
+// upper takes the second of two packed sums, int32(sum) being the first.
+func upper(sum int64) int32 { return int32((sum - int64(int32(sum))) >> 32) }
+
+// rows sets lines to rows y, y+1, … of the picture, resampled; each has size bytes.
+func (c *columns) rows(lines [][]uint8, size int, picture *RGB, y int) {
+	store := make([]uint8, size*len(lines))
+	for i := range lines {
+		lines[i] = store[i*size : (i+1)*size : (i+1)*size]
+	}
+	p := newPair(picture.Width)
+	for i := 0; i < len(lines); i += 2 {
+		j := min(i+1, len(lines)-1) // an odd last row is paired with itself
+		p.load(picture.Row(y+i), picture.Row(y+j))
+		c.blend(lines[i], lines[j], &p)
 	}
 }
 

@@ -184,6 +184,32 @@ func TestDecodeJPEGWithoutEndMarker(t *testing.T) {
 	}
 }
 
+// The first frame of an animation that covers a part of its canvas lies on black.
+func TestDecodeWebPFrameOnCanvas(t *testing.T) {
+	still := testPicture(t, "lossless.webp")
+	want, err := Decode(t.Context(), still, DecodeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	animation := func(width, height byte) []byte {
+		frame := []byte{3, 0, 0, 2, 0, 0, 28, 0, 0, 20, 0, 0, 1, 0, 0, 0} // at (6, 4)
+		frame = append(frame, still[12:]...)
+		out := append([]byte("RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x02\x00\x00\x00"), width-1, 0, 0, height-1, 0, 0)
+		out = binary.LittleEndian.AppendUint32(append(out, "ANMF"...), uint32(len(frame)))
+		return append(out, frame...)
+	}
+	got, err := Decode(t.Context(), animation(40, 30), DecodeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if canvas := paste(canvas{picture: want, width: 40, height: 30, left: 6, top: 4}); !bytes.Equal(got.Pix, canvas.Pix) {
+		t.Error("the frame does not lie where it says")
+	}
+	if _, err := Decode(t.Context(), animation(30, 30), DecodeOptions{}); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a frame over the edge: %v", err)
+	}
+}
+
 func TestDecodeIgnoresEXIFWhenTold(t *testing.T) {
 	for _, name := range []string{"exif6.jpg", "exif6.png", "exif6.webp", "exif6.tif"} {
 		got, err := Decode(t.Context(), testPicture(t, name), DecodeOptions{IgnoreEXIF: true})

@@ -155,6 +155,10 @@ def write_pictures():
     save("progressive.jpg", s, quality=85, progressive=True)
     save("grey.jpg", grey, quality=90)
     save("cmyk.jpg", s.convert("CMYK"), quality=95, subsampling=0)
+    cmyk_bytes = bytearray((PICTURES / "cmyk.jpg").read_bytes())
+    cmyk_bytes[cmyk_bytes.index(b"Adobe") + 11] = 2  # the same data taken for YCCK
+    (PICTURES / "ycck.jpg").write_bytes(cmyk_bytes)
+    save("not_ycbcr.jpg", s, quality=95, subsampling=0, keep_rgb=True)
     save("restart.jpg", s, quality=90, restart_marker_blocks=3)
     save("lossless.webp", s, lossless=True)
     save("lossless_alpha.webp", rgba, lossless=True, exact=True)

@@ -101,6 +101,8 @@ func (m *Manifest) Validate() error {
 	}
 	m.validatePicture(&p)
 	m.validateDecoder(&p)
+	m.validateInstruction(&p)
+	m.validateScoring(&p)
 	p.file("prompt.template", m.Prompt.Template, false)
 	return p.err()
 }
@@ -112,10 +114,9 @@ func (m *Manifest) validatePicture(p *problems) {
 	}
 	p.check(pic.Recipe != "", "picture.recipe is empty")
 	p.check(len(pic.Stages) > 0, "picture.stages is empty")
-	for _, s := range pic.Stages {
-		_, ok := m.Components[s]
-		p.check(ok, "picture.stages names %q, which is not a component", s)
-	}
+	m.stages(p, "picture.stages", pic.Stages)
+	p.check(pic.Features != "" || m.Decoder == nil, "picture.features is empty and there is a decoder that reads them")
+	p.check(pic.Features == "" || m.makes(pic.Stages, pic.Features), "picture.features is %q, which none of picture.stages makes", pic.Features)
 	p.within("picture.height", pic.Height, 1, 1<<14)
 	p.within("picture.width", pic.Width, 1, 1<<14)
 	p.within("picture.tokens_per_tile", pic.TokensPerTile, 1, 1<<20)
@@ -152,6 +153,12 @@ func (m *Manifest) validateDecoder(p *problems) {
 	p.within("embeddings.rows", e.Rows, 1, 1<<24)
 	p.check(e.HiddenSize == d.HiddenSize, "embeddings.hidden_size is %d and decoder.hidden_size %d", e.HiddenSize, d.HiddenSize)
 	p.check(slices.Contains([]string{"float32", "float16", "bfloat16"}, e.DType), "embeddings.dtype is %q", e.DType)
+	if enc := d.Encoder; enc != nil {
+		m.stages(p, "decoder.encoder.component", []string{enc.Component})
+		p.within("decoder.encoder.start_token", enc.StartToken, 0, e.Rows-1)
+		p.within("decoder.encoder.max_positions", enc.MaxPositions, 1, 1<<24)
+		p.check(d.MaxPositions > 1, "decoder.max_positions is %d and the start token takes one", d.MaxPositions)
+	}
 }
 
 // problems collects what is wrong with a manifest.

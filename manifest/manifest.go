@@ -120,7 +120,15 @@ type Picture struct {
 	ShortEdge  int       `toml:"short_edge,omitzero"`  // "clip": the shorter edge after the resize, before the crop
 	CropHeight int       `toml:"crop_height,omitzero"` // "clip": centre crop; 0 for none
 	CropWidth  int       `toml:"crop_width,omitzero"`  //
-	Background []int     `toml:"background,omitzero"`  // "pad": RGB of the padding, 0..255
+	Background []int     `toml:"background,omitempty"` // "pad": RGB of the padding, 0..255
+	MinTiles   int       `toml:"min_tiles,omitzero"`   // "grid": fewest and most tiles of a picture, without the thumbnail
+	MaxTiles   int       `toml:"max_tiles,omitzero"`   //
+	Thumbnail  bool      `toml:"thumbnail,omitempty"`  // "grid": the whole picture follows the tiles when there are several
+	Pinpoints  [][]int   `toml:"pinpoints,omitempty"`  // "anyres": the grids to choose from, [height, width] in pixels
+	PatchGrid  int       `toml:"patch_grid,omitzero"`  // "anyres": a tile's features are PatchGrid × PatchGrid
+	MaxAnyres  int       `toml:"max_anyres,omitzero"`  // "anyres": features beyond MaxAnyres tiles' worth are shrunk; 0 for never
+	Newline    string    `toml:"newline,omitempty"`    // "anyres": tensor [1, hidden_size] that ends each row of features
+	LongEdge   int       `toml:"long_edge,omitzero"`   // "split": the longer edge after the first resize
 	Mean       []float64 `toml:"mean"`                 // per channel, of values in 0..1
 	Std        []float64 `toml:"std"`
 }

@@ -236,66 +236,99 @@ func (c llamaConfig) rope(t *blocks.Tensors, where string) (*manifest.Rope, int6
 
 func scaled(n int64, factor float64) int64 { return min(int64(float64(n)*factor), 1<<24) }
 
-// build adds the whole decoder: the layers, the final norm on the rows whose logits are wanted, and the head.
-// prefix leads to layers and norm ("language_model.model."), head to the output head without ".weight"; when the head is
-// not stored, it is the embedding table.
+// llamaLayout names a decoder's tensors. Releases that share LLaMA's forward pass differ here alone.
+type llamaLayout struct {
+	norm   string // the final norm's weight
+	head   string // the output head, without ".weight"; when it is not stored, the head is the token table
+	table  string
+	layer  func(i int64) llamaLayerNames
+	ignore []string
+}
+
+// llamaLayerNames names one layer's tensors: norms with their suffix, matrices without.
+type llamaLayerNames struct {
+	inputNorm, postNorm    string
+	output, gate, up, down string
+	qkv                    func(t *blocks.Tensors, suffix string, in ...int64) blocks.Weight // q, k, v by rows; in is what follows the rows in the shape
+}
+
+// layout is the hub's: prefix leads to layers and norm ("language_model.model."), head to the output head.
+func (c llamaConfig) layout(prefix, head string) llamaLayout {
+	q, kv := c.Heads*c.headDim(), c.kvHeads()*c.headDim()
+	return llamaLayout{
+		norm: prefix + "norm.weight", head: head, table: prefix + "embed_tokens.weight",
+		layer: func(i int64) llamaLayerNames {
+			at := fmt.Sprintf("%slayers.%d.", prefix, i)
+			return llamaLayerNames{inputNorm: at + "input_layernorm.weight", postNorm: at + "post_attention_layernorm.weight",
+				output: at + "self_attn.o_proj", gate: at + "mlp.gate_proj", up: at + "mlp.up_proj", down: at + "mlp.down_proj",
+				qkv: func(t *blocks.Tensors, suffix string, in ...int64) blocks.Weight {
+					part := func(name string, rows int64) blocks.Weight {
+						return t.Weight(at+"self_attn."+name+suffix, append([]int64{rows}, in...)...)
+					}
+					return blocks.ConcatRows(part("q_proj", q), part("k_proj", kv), part("v_proj", kv))
+				}}
+		},
+		ignore: []string{prefix + "layers.*.self_attn.rotary_emb.inv_freq", prefix + "rotary_emb.inv_freq"},
+	}
+}
+
+// build adds the decoder under the hub's names.
 func (c llamaConfig) build(b *blocks.Builder, prefix, head string) {
-	t := b.Tensors
-	h, cache := c.HiddenSize, c.cache()
+	c.buildFrom(b, c.layout(prefix, head))
+}
+
+// buildFrom adds the whole decoder: the layers, the final norm on the rows whose logits are wanted, and the head.
+func (c llamaConfig) buildFrom(b *blocks.Builder, names llamaLayout) {
+	t, h, cache := b.Tensors, c.HiddenSize, c.cache()
 	step := b.StepInputs(h, cache)
 	x, pending := step.InputsEmbeds, (*onnx.Value)(nil)
 	for i := range c.Layers {
-		b.Scope(fmt.Sprintf("layers.%d", i), func() {
-			x, pending = c.layer(b, step, fmt.Sprintf("%slayers.%d.", prefix, i), int(i), x, pending)
-		})
+		b.Scope(fmt.Sprintf("layers.%d", i), func() { x, pending = c.layer(b, step, names.layer(i), int(i), x, pending) })
 	}
-	_, x = b.AddRMSNorm("norm", b.WantedRows(step, x), b.WantedRows(step, pending), t.Weight(prefix+"norm.weight", h), c.RMSNormEps)
+	_, x = b.AddRMSNorm("norm", b.WantedRows(step, x), b.WantedRows(step, pending), t.Weight(names.norm, h), c.RMSNormEps)
 	var w blocks.Weight
-	if t.Has(head + ".weight") {
-		w = t.Weight(head+".weight", c.VocabSize, h)
+	if t.Has(names.head + ".weight") {
+		w = t.Weight(names.head+".weight", c.VocabSize, h)
 	} else {
-		w = t.Shared(prefix+"embed_tokens.weight", c.VocabSize, h)
+		w = t.Shared(names.table, c.VocabSize, h)
 	}
 	logits := b.Linear(x, blocks.Linear{Name: "lm_head", W: w, Kind: blocks.Head, Layer: -1})
 	b.StepOutputs(step, logits, c.VocabSize, cache)
-	t.Ignore(prefix+"layers.*.self_attn.rotary_emb.inv_freq", prefix+"rotary_emb.inv_freq")
+	t.Ignore(names.ignore...)
 }
 
 // layer is LlamaDecoderLayer. The second residual sum is left to the next norm, which fuses it: x is the residual
 // stream and pending what is still to be added to it (nil before the first layer).
-func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, prefix string, index int, x, pending *onnx.Value) (*onnx.Value, *onnx.Value) {
+func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLayerNames, index int, x, pending *onnx.Value) (*onnx.Value, *onnx.Value) {
 	t := b.Tensors
-	h, m, d := c.HiddenSize, c.IntermediateSize, c.headDim()
-	q, kv := c.Heads*d, c.kvHeads()*d
+	h, m, q := c.HiddenSize, c.IntermediateSize, c.Heads*c.headDim()
 	var y *onnx.Value
-	if norm := t.Weight(prefix+"input_layernorm.weight", h); pending == nil {
+	if norm := t.Weight(names.inputNorm, h); pending == nil {
 		y = b.RMSNorm("input_layernorm", x, norm, c.RMSNormEps)
 	} else {
 		x, y = b.AddRMSNorm("input_layernorm", x, pending, norm, c.RMSNormEps)
 	}
 
-	name := func(part string) string { return prefix + "self_attn." + part }
-	qkv := blocks.Linear{Name: "self_attn.qkv_proj", Kind: blocks.Attention, Layer: index, W: blocks.ConcatRows(
-		t.Weight(name("q_proj.weight"), q, h), t.Weight(name("k_proj.weight"), kv, h), t.Weight(name("v_proj.weight"), kv, h))}
+	qkv := blocks.Linear{Name: "self_attn.qkv_proj", Kind: blocks.Attention, Layer: index, W: names.qkv(t, ".weight", h)}
 	if c.qkvBias() {
-		bias := blocks.ConcatRows(t.Weight(name("q_proj.bias"), q), t.Weight(name("k_proj.bias"), kv), t.Weight(name("v_proj.bias"), kv))
+		bias := names.qkv(t, ".bias")
 		qkv.B = &bias
 	}
 	y = b.CachedAttention(step, index, b.Linear(y, qkv), c.cache(), c.window(int64(index)))
-	out := blocks.Linear{Name: "self_attn.o_proj", W: t.Weight(name("o_proj.weight"), h, q), Kind: blocks.Attention, Layer: index}
+	out := blocks.Linear{Name: "self_attn.o_proj", W: t.Weight(names.output+".weight", h, q), Kind: blocks.Attention, Layer: index}
 	if c.AttentionBias {
-		bias := t.Weight(name("o_proj.bias"), h)
+		bias := t.Weight(names.output+".bias", h)
 		out.B = &bias
 	}
 	y = b.Linear(y, out)
 
-	x, y = b.AddRMSNorm("post_attention_layernorm", x, y, t.Weight(prefix+"post_attention_layernorm.weight", h), c.RMSNormEps)
+	x, y = b.AddRMSNorm("post_attention_layernorm", x, y, t.Weight(names.postNorm, h), c.RMSNormEps)
 	gateUp := blocks.Linear{Name: "mlp.gate_up_proj", Kind: blocks.MLP, Layer: index,
-		W: blocks.ConcatRows(t.Weight(prefix+"mlp.gate_proj.weight", m, h), t.Weight(prefix+"mlp.up_proj.weight", m, h))}
-	down := blocks.Linear{Name: "mlp.down_proj", W: t.Weight(prefix+"mlp.down_proj.weight", h, m), Kind: blocks.MLP, Layer: index}
+		W: blocks.ConcatRows(t.Weight(names.gate+".weight", m, h), t.Weight(names.up+".weight", m, h))}
+	down := blocks.Linear{Name: "mlp.down_proj", W: t.Weight(names.down+".weight", h, m), Kind: blocks.MLP, Layer: index}
 	if c.MLPBias {
-		both := blocks.ConcatRows(t.Weight(prefix+"mlp.gate_proj.bias", m), t.Weight(prefix+"mlp.up_proj.bias", m))
-		bias := t.Weight(prefix+"mlp.down_proj.bias", h)
+		both := blocks.ConcatRows(t.Weight(names.gate+".bias", m), t.Weight(names.up+".bias", m))
+		bias := t.Weight(names.down+".bias", h)
 		gateUp.B, down.B = &both, &bias
 	}
 	parts := b.Columns(b.Linear(y, gateUp), m, m)

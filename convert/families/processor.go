@@ -30,6 +30,11 @@ type imageProcessor struct {
 	ProcessorType string    `json:"processor_class"`
 	SizeDivisor   *int      `json:"size_divisor"`
 	DoPad         *bool     `json:"do_pad"`
+	CropToPatches *bool     `json:"crop_to_patches"` // GotOcr2ImageProcessor
+	MinPatches    int       `json:"min_patches"`
+	MaxPatches    int       `json:"max_patches"`
+	DataFormat    string    `json:"data_format"`
+	DefaultSquare *bool     `json:"default_to_square"`
 }
 
 // sizes is a size as processors write it: a number, or an object.
@@ -115,4 +120,30 @@ func stretchPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.
 		t.Problem(processorFile, fmt.Sprintf("resizes to %+v; the tower takes %d×%d", p.Size, size, size))
 	}
 	return &manifest.Picture{Recipe: "stretch", Resample: resampleNames[p.Resample], Height: size, Width: size, Mean: p.Mean, Std: p.Std}
+}
+
+// ImageNet's normalisation.
+var (
+	imagenetMean = []float64{0.485, 0.456, 0.406}
+	imagenetStd  = []float64{0.229, 0.224, 0.225}
+)
+
+// gridPicture is GotOcr2ImageProcessor with crop_to_patches, as InternVL's processor calls it: the picture is stretched to
+// the grid of tiles whose aspect ratio is closest to its own, cut row by row, and the whole picture comes last.
+func gridPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Picture {
+	p := decodeProcessor(raw, []string{"GotOcr2ImageProcessorFast", "GotOcr2ImageProcessor"}, t)
+	if raw == nil {
+		p.Size, p.Mean, p.Std = sizes{Height: size, Width: size}, imagenetMean, imagenetStd
+	}
+	if p.Size.Height != size || p.Size.Width != size {
+		t.Problem(processorFile, fmt.Sprintf("resizes to %+v; the tower takes %d×%d", p.Size, size, size))
+	}
+	if p.MinPatches == 0 {
+		p.MinPatches = 1
+	}
+	if p.MaxPatches == 0 {
+		p.MaxPatches = 12
+	}
+	return &manifest.Picture{Recipe: "grid", Resample: resampleNames[p.Resample], Height: size, Width: size, MinTiles: p.MinPatches, MaxTiles: p.MaxPatches,
+		Thumbnail: true, Mean: p.Mean, Std: p.Std}
 }

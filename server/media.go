@@ -104,6 +104,12 @@ func (s *Server) fetch(ctx context.Context, param, address string) ([]byte, erro
 		return nil, mediaRefused(param, "this server does not fetch pictures by http(s) URL: send them as data: URLs")
 	}
 	data, err := s.fetcher.Fetch(ctx, address, s.limits.MediaBytes)
+	var refused *Error
+	if errors.As(err, &refused) {
+		named := *refused
+		named.Param, named.Message = param, param+": "+refused.Message
+		return nil, &named
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", param, err)
 	}

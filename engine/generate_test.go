@@ -411,7 +411,7 @@ func TestDamagedFolders(t *testing.T) {
 		}, "1000 bytes"},
 		{"unknown recipe", edit(`recipe = "clip"`, `recipe = "clop"`), "clop"},
 		{"unknown expansion", edit(`expansion = "repeat"`, `expansion = "sing"`), "sing"},
-		{"another port", edit(`name = "projected"`, `name = "projekted"`), "projekted"},
+		{"another port", edit(`name = "vision_features"`, `name = "vision_feetures"`), "vision_feetures"},
 		{"features from nowhere", edit(`features = "projected"`, `features = "elsewhere"`), "elsewhere"},
 		{"another number of layers", edit("layers = 2", "layers = 3"), "past_key.2"},
 	} {

@@ -108,10 +108,7 @@ func (s *sampler) next(logits []float32, w *samplerScratch) (int32, error) {
 	if err != nil || s.rng == nil {
 		return best, err
 	}
-	list := s.topK(scores, scores[best], w)
-	list = s.topP(list, w)
-	list = s.minP(list)
-
+	list := s.filter(scores, scores[best], w)
 	var total float64
 	for _, c := range list {
 		total += c.weight
@@ -125,6 +122,11 @@ func (s *sampler) next(logits []float32, w *samplerScratch) (int32, error) {
 		}
 	}
 	return best, nil // rounding left a crumb beyond the last interval
+}
+
+// filter returns the candidates that top-k, top-p and min-p leave at this temperature, by id. high is the best score.
+func (s *sampler) filter(scores []float32, high float32, w *samplerScratch) []candidate {
+	return s.minP(s.topP(s.topK(scores, high, w), w))
 }
 
 // penalized returns the logits with the repetition penalty applied, in w.scores when there is one.

@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"encoding/json"
 	"errors"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
@@ -22,7 +24,7 @@ func support(s Sampling, logits []float32) []int32 {
 		panic(err)
 	}
 	var ids []int32
-	for _, c := range q.minP(q.topP(q.topK(logits, logits[best], w), w)) {
+	for _, c := range q.filter(logits, logits[best], w) {
 		ids = append(ids, c.id)
 	}
 	return ids
@@ -271,6 +273,57 @@ func TestDrawingAllocatesNothing(t *testing.T) {
 		q.observe(3)
 		if n := testing.AllocsPerRun(20, func() { q.next(logits, w) }); n != 0 {
 			t.Errorf("%+v: %v allocations a token", s, n)
+		}
+	}
+}
+
+// What transformers' own processors leave of rows of logits, and with which probabilities (testdata/sampling.py).
+func TestFiltersEqualTransformers(t *testing.T) {
+	raw, err := os.ReadFile("testdata/sampling.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Cases []struct {
+			Settings struct {
+				Temperature       float64 `json:"temperature"`
+				TopP              float64 `json:"top_p"`
+				MinP              float64 `json:"min_p"`
+				RepetitionPenalty float64 `json:"repetition_penalty"`
+				TopK              int     `json:"top_k"`
+			} `json:"settings"`
+			Logits        []float32 `json:"logits"`
+			History       []int32   `json:"history"`
+			IDs           []int32   `json:"ids"`
+			Probabilities []float64 `json:"probabilities"`
+		} `json:"cases"`
+	}
+	if err := json.Unmarshal(raw, &file); err != nil || len(file.Cases) == 0 {
+		t.Fatalf("%d cases: %v", len(file.Cases), err)
+	}
+	for i, c := range file.Cases {
+		v := c.Settings
+		s := newSampler(Sampling{Temperature: v.Temperature, TopP: v.TopP, MinP: v.MinP, RepetitionPenalty: v.RepetitionPenalty, TopK: v.TopK},
+			len(c.Logits), len(c.History))
+		for _, id := range c.History {
+			s.observe(id)
+		}
+		w := newSamplerScratch(len(c.Logits))
+		var ids []int32
+		var probabilities []float64
+		total := 0.0
+		scores := s.penalized(c.Logits, w)
+		for _, k := range s.filter(scores, slices.Max(scores), w) {
+			ids, probabilities, total = append(ids, k.id), append(probabilities, k.weight), total+k.weight
+		}
+		if diff := cmp.Diff(c.IDs, ids); diff != "" {
+			t.Errorf("case %d, %+v: %s", i, v, diff)
+			continue
+		}
+		for j := range ids {
+			if p := probabilities[j] / total; math.Abs(p-c.Probabilities[j]) > 1e-6 {
+				t.Errorf("case %d, %+v: token %d has probability %v, want %v", i, v, ids[j], p, c.Probabilities[j])
+			}
 		}
 	}
 }

@@ -109,7 +109,14 @@ func decodePNG(data []byte, info Info) (*RGB, error) {
 	return nil, failure
 }
 
+// maxScans bounds the passes over a JPEG. Progressive files have about ten; one of thousands of empty scans would keep
+// a processor busy for hours.
+const maxScans = 500
+
 func decodeJPEG(data []byte, info Info) (*RGB, error) {
+	if info.scans > maxScans {
+		return nil, failf(KindTooLarge, JPEG, "%d scans; the limit is %d", info.scans, maxScans)
+	}
 	m, err := jpeg.Decode(bytes.NewReader(data))
 	if err != nil && !info.progressive && !bytes.HasSuffix(data, []byte{0xff, 0xd9}) {
 		// Cameras and crawlers lose the end marker. libjpeg supplies it; a file that lacks more still fails.

@@ -64,6 +64,9 @@ func TestDecodeRefuses(t *testing.T) {
 	setTag(t, planar, tagPlanarConfig, 2)
 	arithmetic := bytes.Clone(jpg)
 	arithmetic[bytes.Index(arithmetic, []byte{0xff, 0xc0})+1] = 0xc9
+	overlapping := bytes.Clone(testPicture(t, "lzw.tif"))
+	setTag(t, overlapping, tagStripByteCounts, 60000)
+	scans := append(bytes.TrimSuffix(bytes.Clone(testPicture(t, "progressive.jpg")), []byte{0xff, 0xd9}), bytes.Repeat([]byte("\xff\xda\x00\x08\x01\x01\x00\x00\x00\x10"), 600)...)
 	cases := []struct {
 		name    string
 		data    []byte
@@ -80,6 +83,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"PDF", []byte("%PDF-1.7\n%\xe2\xe3"), DecodeOptions{}, ErrUnsupported, "PDF"},
 		{"arithmetic JPEG", arithmetic, DecodeOptions{}, ErrUnsupported, "SOF9"},
 		{"planar TIFF", planar, DecodeOptions{}, ErrUnsupported, "PlanarConfiguration"},
+		{"TIFF of overlapping strips", overlapping, DecodeOptions{}, ErrCorrupt, "strips"},
+		{"JPEG of many scans", scans, DecodeOptions{}, ErrTooLarge, "scans; the limit is 500"},
 		{"60,000 × 60,000 PNG", pngHeaderOnly(60000, 60000), DecodeOptions{}, ErrTooLarge, "60000×60000 pixels; the limit is 89478485"},
 		{"long PNG", pngHeaderOnly(1<<30, 1), DecodeOptions{}, ErrTooLarge, "the limit for an edge is 65535"},
 		{"PNG of 2^32 pixels", pngHeaderOnly(0xffffffff, 0xffffffff), DecodeOptions{}, ErrCorrupt, "4294967295"},
@@ -207,6 +212,23 @@ func TestDecodeWebPFrameOnCanvas(t *testing.T) {
 	}
 	if _, err := Decode(t.Context(), animation(30, 30), DecodeOptions{}); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("a frame over the edge: %v", err)
+	}
+}
+
+// Phones append videos to their pictures; scan markers in there are none.
+func TestDecodeJPEGWithTrailer(t *testing.T) {
+	data := testPicture(t, "progressive.jpg")
+	want, err := Decode(t.Context(), data, DecodeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Decode(t.Context(), append(bytes.Clone(data), bytes.Repeat([]byte{0xff, 0xda, 0, 8}, 1000)...), DecodeOptions{})
+	if err != nil || !bytes.Equal(got.Pix, want.Pix) {
+		t.Errorf("a trailer changes the picture: %v", err)
+	}
+	info, err := readHeader(data)
+	if err != nil || info.scans != 10 {
+		t.Errorf("%+v, %v; want the 10 scans of libjpeg's script", info, err)
 	}
 }
 

@@ -6,7 +6,8 @@ import (
 )
 
 // EXIF is a TIFF file inside another: a byte order mark, the offset of a first directory, and in it 12-byte entries.
-// One entry matters here. (TIFF 6.0, section 2; Exif 2.32, section 4.6.4.)
+// One entry matters here. (TIFF 6.0, section 2; Exif 2.32, section 4.6.4.) The copies of it that XMP packets and
+// ImageMagick's text chunks hold are not read.
 
 const (
 	tagOrientation = 0x0112
@@ -94,6 +95,34 @@ func (d directories) number(offset uint32, tag uint16) (uint32, bool) {
 		}
 	}
 	return 0, false
+}
+
+// sum adds up all values of a tag in the directory at offset, as far as they lie inside the data.
+func (d directories) sum(offset uint32, tag uint16) (total int64) {
+	entries, _, _ := d.entries(offset)
+	for ; len(entries) >= 12; entries = entries[12:] {
+		if d.order.Uint16(entries) != tag {
+			continue
+		}
+		size := int64(4)
+		if d.order.Uint16(entries[2:]) == typeShort {
+			size = 2
+		}
+		n := size * int64(d.order.Uint32(entries[4:]))
+		values := entries[8:12]
+		if n > 4 {
+			at := min(int64(d.order.Uint32(values)), int64(len(d.data)))
+			values = d.data[at:]
+		}
+		for values = values[:min(n, int64(len(values)))]; int64(len(values)) >= size; values = values[size:] {
+			if size == 2 {
+				total += int64(d.order.Uint16(values))
+			} else {
+				total += int64(d.order.Uint32(values))
+			}
+		}
+	}
+	return total
 }
 
 func (d directories) orientation(offset uint32) int {

@@ -28,6 +28,7 @@ type Info struct {
 	Frames        int // of an animation or a multi-page file; at least 1. Only the first is ever decoded.
 
 	progressive bool // JPEG
+	scans       int  // JPEG: up to the end marker
 	planar      bool // TIFF: one plane a channel
 	cut         bool // PNG: the file ends before its last chunk does
 }
@@ -200,7 +201,11 @@ func jpegHeader(data []byte, info *Info) error {
 		if marker == 0 || marker == 0x01 || marker >= 0xd0 && marker <= 0xd8 {
 			continue // no segment follows
 		}
-		if marker == 0xd9 || marker == 0xda {
+		if marker == 0xd9 {
+			break
+		}
+		if marker == 0xda {
+			info.scans = countScans(rest)
 			break
 		}
 		if len(rest) < 2 {
@@ -237,6 +242,31 @@ func jpegHeader(data []byte, info *Info) error {
 		return failf(KindCorrupt, JPEG, "no frame header before the first scan")
 	}
 	return nil
+}
+
+// countScans counts the scan that begins in front of rest, and those after it up to the end marker. What follows that
+// (phones append videos) does not count.
+func countScans(rest []byte) int {
+	for n := 1; ; {
+		start := bytes.IndexByte(rest, 0xff)
+		if start < 0 || start+4 > len(rest) {
+			return n
+		}
+		marker := rest[start+1]
+		rest = rest[start+1:]
+		switch {
+		case marker == 0xd9:
+			return n
+		case marker == 0xff: // fill: look at the next byte
+			continue
+		case marker <= 0x01 || marker >= 0xd0 && marker <= 0xd8: // a byte of the scan, or a marker without a segment
+			rest = rest[1:]
+			continue
+		case marker == 0xda:
+			n++
+		}
+		rest = rest[min(len(rest), 1+int(binary.BigEndian.Uint16(rest[1:]))):]
+	}
 }
 
 // bmpHeader reads BITMAPINFOHEADER and its successors. (Windows GDI: bitmap file header, info header.)

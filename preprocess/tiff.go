@@ -13,7 +13,9 @@ const (
 	tagImageWidth      = 0x0100
 	tagImageLength     = 0x0101
 	tagSamplesPerPixel = 0x0115
+	tagStripByteCounts = 0x0117
 	tagPlanarConfig    = 0x011c
+	tagTileByteCounts  = 0x0145
 )
 
 // maxPages bounds the walk along the directories of a TIFF, which may be a ring.
@@ -38,6 +40,10 @@ func tiffHeader(data []byte, info *Info) error {
 	samples, _ := d.number(d.offset, tagSamplesPerPixel)
 	planar, _ := d.number(d.offset, tagPlanarConfig)
 	info.planar = planar == 2 && samples > 1
+	// Strips and tiles that all lie on the same bytes would make a small file cost as much as a huge one.
+	if n := d.sum(d.offset, tagStripByteCounts) + d.sum(d.offset, tagTileByteCounts); n > 2*int64(len(data)) {
+		return failf(KindCorrupt, TIFF, "its strips or tiles have %d bytes in a file of %d", n, len(data))
+	}
 	for next != 0 && info.Frames < maxPages {
 		var whole bool
 		if _, whole, next = d.entries(next); !whole {

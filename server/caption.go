@@ -79,11 +79,11 @@ func (s *Server) caption(w http.ResponseWriter, r *http.Request) error {
 	defer leave()
 	g := s.generate(ctx, m, captionRequest(m, up), 1)
 	<-g.done
-	if g.err != nil {
-		return g.err
-	}
 	x := exchangeOf(r)
 	x.pictures = 1
+	if g.err != nil {
+		return formParam(g.err)
+	}
 	for _, t := range g.queue.take() {
 		if t.result == nil {
 			continue
@@ -94,6 +94,20 @@ func (s *Server) caption(w http.ResponseWriter, r *http.Request) error {
 		writeJSON(w, http.StatusOK, reply)
 	}
 	return nil
+}
+
+// formParam names the form's field where the engine names a part of a chat request.
+func formParam(err error) error {
+	var request *engine.RequestError
+	if !errors.As(err, &request) || request.Param == "max_tokens" {
+		return err
+	}
+	named := *request
+	named.Param = "prompt"
+	if named.Code == engine.CodeImage {
+		named.Param = "image"
+	}
+	return &named
 }
 
 // captionRequest puts the picture before the prompt, through the chat template where the model has one.

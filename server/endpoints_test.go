@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"mime/multipart"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"glimpse/engine"
 )
 
 func newRequest(path string) *http.Request { return httptest.NewRequest(http.MethodGet, path, nil) }
@@ -122,6 +125,21 @@ func TestCaptionRefuses(t *testing.T) {
 	}
 	if len(fake.requests) > 0 {
 		t.Error("the model was asked")
+	}
+}
+
+// What the engine says about a request is said about the form.
+func TestCaptionNamesItsFields(t *testing.T) {
+	for code, want := range map[string]string{engine.CodeImage: "image", engine.CodeContextLength: "prompt"} {
+		fake := newFake("tiny")
+		fake.before = func(context.Context, engine.Request) error {
+			return &engine.RequestError{Param: "messages", Code: code, Message: "no"}
+		}
+		kind, body := form(t, [2]string{"@image", "picture"})
+		w := post(handler(t, Options{Models: []Model{fake}}), "/v1/caption", kind, body)
+		if e := failure(t, w.Code, w.Body); w.Code != 400 || text(e.Param) != want || text(e.Code) != code {
+			t.Errorf("%s: %d %+v", code, w.Code, e)
+		}
 	}
 }
 

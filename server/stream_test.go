@@ -165,3 +165,21 @@ func TestAnswerTimeout(t *testing.T) {
 		t.Errorf("%d %+v", w.Code, e)
 	}
 }
+
+// A form's client that goes away is noticed too: its body is read to the end.
+func TestCaptionDisconnectCancels(t *testing.T) {
+	fake, asked, _ := waiting("tiny")
+	base, s := start(t, Options{Models: []Model{fake}})
+	kind, body := form(t, [2]string{"@image", "picture"})
+	ctx, cancel := context.WithCancel(t.Context())
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/caption", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", kind)
+	go func() { <-asked; cancel() }()
+	if _, err := http.DefaultClient.Do(r); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	waitFor(t, func() bool { return s.models[0].gate.inFlight() == 0 })
+}

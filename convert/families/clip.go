@@ -109,8 +109,13 @@ func (c clipVision) embed(b *blocks.Builder, prefix string, pixels *onnx.Value) 
 	return b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, h)})
 }
 
-// layer is CLIPEncoderLayer: pre-norm attention and MLP, both with biases.
 func (c clipVision) layer(b *blocks.Builder, prefix string, x *onnx.Value, index int) *onnx.Value {
+	return c.layerOf(b, prefix, x, index, c.tokens())
+}
+
+// layerOf is CLIPEncoderLayer over sequences of length tokens: pre-norm attention and MLP, both with biases. SigLIP's
+// layers are the same.
+func (c clipVision) layerOf(b *blocks.Builder, prefix string, x *onnx.Value, index int, length int64) *onnx.Value {
 	t := b.Tensors
 	h, m := c.HiddenSize, c.IntermediateSize
 	y := b.LayerNormAt("layer_norm1", prefix+"layer_norm1", x, h, c.LayerNormEps)
@@ -120,7 +125,7 @@ func (c clipVision) layer(b *blocks.Builder, prefix string, x *onnx.Value, index
 	qkv := blocks.Linear{Name: "self_attn.qkv_proj", B: &bias, Kind: blocks.Attention, Layer: index,
 		W: blocks.ConcatRows(t.Weight(attn+"q_proj.weight", h, h), t.Weight(attn+"k_proj.weight", h, h), t.Weight(attn+"v_proj.weight", h, h))}
 	parts := b.Columns(b.Linear(y, qkv), h, h, h)
-	y = b.FullAttention(parts[0], parts[1], parts[2], blocks.Heads{Count: c.Heads, Dim: h / c.Heads, QueryLength: c.tokens(), KeyLength: c.tokens()})
+	y = b.FullAttention(parts[0], parts[1], parts[2], blocks.Heads{Count: c.Heads, Dim: h / c.Heads, QueryLength: length, KeyLength: length})
 	y = b.Dense(y, "self_attn.out_proj", attn+"out_proj", h, h, blocks.Attention, index)
 
 	x, y = b.AddLayerNormAt("layer_norm2", prefix+"layer_norm2", x, y, h, c.LayerNormEps)

@@ -98,7 +98,7 @@ func (h Head) Is(architecture string) bool {
 }
 
 // all lists the families; a new one is added here and nowhere else.
-var all = []Family{llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}}
+var all = []Family{llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, llavaNext{}, llavaOneVision{}, smolVLM{}}
 
 // UnknownError says that no family takes a configuration.
 type UnknownError struct{ Head Head }

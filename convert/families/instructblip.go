@@ -74,7 +74,7 @@ func (m blip2Model) instructedConnector(b *blocks.Builder, hidden int64) {
 	x := m.former.withText(b, "qformer.", "query_tokens", m.embeddingNorm, "qformer.embeddings.", features, nil, text)
 	rows := b.Op("Reshape", []*onnx.Value{b.Op("Slice", []*onnx.Value{x, b.Ints1(0), b.Ints1(q), b.Ints1(1)}), b.Ints1(-1, h)})
 	y := b.Dense(rows, "language_projection", "language_projection", hidden, h, blocks.Project, -1)
-	b.Output("qformer", x, onnx.Float, tiles, onnx.Free("qformer_tokens"), onnx.Fixed(h))
+	b.Output("qformer", x, onnx.Float, tiles, onnx.Free(fmt.Sprintf("text_tokens + %d", q)), onnx.Fixed(h))
 	b.Output("projected", b.Op("Reshape", []*onnx.Value{y, b.Ints1(-1, q, hidden)}), onnx.Float, tiles, onnx.Fixed(q), onnx.Fixed(hidden))
 }
 

@@ -39,6 +39,16 @@ type llamaConfig struct {
 	EOS              oneOrMany    `json:"eos_token_id"`
 	BOS              *int         `json:"bos_token_id"`
 	Pad              *int         `json:"pad_token_id"`
+	// SmolVLM's saves repeat what its class would do otherwise; only these values are what the graph computes.
+	QKLayerNorms    bool            `json:"qk_layer_norms"`
+	RopeInterleaved bool            `json:"rope_interleaved"`
+	UseResampler    bool            `json:"use_resampler"`
+	ShuffleFactor   json.RawMessage `json:"pixel_shuffle_factor"`
+	Llama           json.RawMessage `json:"is_llama_config"`
+	Flash           json.RawMessage `json:"_flash_attn_2_enabled"`
+	Neftune         json.RawMessage `json:"neftune_noise_alpha"`
+	TransformersJS  json.RawMessage `json:"transformers.js_config"`
+	MoE             json.RawMessage `json:"moe_config"`
 }
 
 // ropeScaling is rope_scaling and rope_parameters.
@@ -121,6 +131,15 @@ func (c llamaConfig) valid(t *blocks.Tensors, where string) bool {
 	if c.HiddenAct != "silu" && c.HiddenAct != "swish" {
 		t.Problem(where+" hidden_act", fmt.Sprintf("is %q where silu is due", c.HiddenAct))
 		ok = false
+	}
+	for _, bad := range []struct {
+		is  bool
+		key string
+	}{{c.QKLayerNorms, "qk_layer_norms"}, {c.RopeInterleaved, "rope_interleaved"}, {c.UseResampler, "use_resampler"}, {c.MoE != nil && string(c.MoE) != "null", "moe_config"}} {
+		if bad.is {
+			t.Problem(where+" "+bad.key, "is set, which is not supported")
+			ok = false
+		}
 	}
 	for _, kind := range c.LayerTypes {
 		if kind != "full_attention" && kind != "sliding_attention" {

@@ -6,7 +6,6 @@ package families
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"glimpse/convert/blocks"
 	"glimpse/convert/onnx"
@@ -63,15 +62,9 @@ func (f llava15) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error
 	}
 	m := llavaModel{
 		family: f.Name(), vision: vision, text: text, layers: c.FeatureLayer, selection: c.Select, act: c.ProjectorAct, bias: c.ProjectorBias,
-		visionPrefix:    t.Prefix("vision_tower.vision_model.", "model.vision_tower.vision_model.", "model.vision_tower.", "vision_tower."),
-		projectorPrefix: t.Prefix("multi_modal_projector.", "model.multi_modal_projector."),
-		textPrefix:      t.Prefix("language_model.model.", "model.language_model."),
-		head:            "language_model.lm_head",
-		linears:         []string{"linear_1", "linear_2"},
+		visionPrefix: t.Prefix("vision_tower.vision_model.", "model.vision_tower.vision_model.", "model.vision_tower.", "vision_tower."),
 	}
-	if m.textPrefix == "model.language_model." {
-		m.head = "lm_head"
-	}
+	m.hubNames(t)
 	p := m.plan(r, t, opts)
 	p.Manifest.Picture = clipPicture(r.Preprocessor, int(vision.ImageSize), t)
 	m.picture(p, t)
@@ -124,6 +117,11 @@ type llavaModel struct {
 	linears         []string // the projector's matrices in order, behind projectorPrefix
 	textPrefix      string
 	head            string
+
+	// What LLaVA's successors change: another tower with its number of rows, and a newline behind each row of features.
+	tower       func(b *blocks.Builder) (featureSize int64)
+	towerTokens int64
+	newline     string
 }
 
 func (m llavaModel) plan(r *Release, t *blocks.Tensors, opts Options) *Plan {
@@ -150,6 +148,9 @@ func (m llavaModel) plan(r *Release, t *blocks.Tensors, opts Options) *Plan {
 // buildVision is LlavaModel.get_image_features up to the projector: the wanted hidden states, without the class token
 // under "default", side by side when there are several.
 func (m llavaModel) buildVision(b *blocks.Builder) (featureSize int64) {
+	if m.tower != nil {
+		return m.tower(b)
+	}
 	size := onnx.Fixed(m.vision.ImageSize)
 	pixels := b.Input("pixel_values", onnx.Float, onnx.Free("tiles"), onnx.Fixed(3), size, size)
 	var wanted []int64
@@ -183,6 +184,9 @@ func (m llavaModel) buildVision(b *blocks.Builder) (featureSize int64) {
 }
 
 func (m llavaModel) tokens() int64 {
+	if m.tower != nil {
+		return m.towerTokens
+	}
 	if m.selection == "default" {
 		return m.vision.tokens() - 1
 	}
@@ -212,7 +216,12 @@ func (m llavaModel) buildProjector(b *blocks.Builder, featureSize int64) {
 		x, in = b.Linear(x, l), h
 	}
 	x = b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, m.tokens(), h)})
-	b.Output("projected", x, onnx.Float, onnx.Free("tiles"), onnx.Fixed(m.tokens()), onnx.Fixed(h))
+	output := "projected"
+	if m.newline != "" {
+		output = "mlp" // "projected" are the rows that the recipe arranges from it
+	}
+	b.Output(output, x, onnx.Float, onnx.Free("tiles"), onnx.Fixed(m.tokens()), onnx.Fixed(h))
+	m.newlineOutput(b)
 }
 
 // picture completes the recipe with what becomes of its tensors.
@@ -221,7 +230,4 @@ func (m llavaModel) picture(p *Plan, t *blocks.Tensors) {
 	pic.Stages = []string{"vision", "connector"}
 	pic.Features = "projected"
 	pic.TokensPerTile = int(m.tokens())
-	if !slices.Contains([]string{"default", "full"}, m.selection) {
-		pic.TokensPerTile = int(m.vision.tokens())
-	}
 }

@@ -14,27 +14,32 @@ import (
 // imageProcessor is preprocessor_config.json of the processors that resize, crop, rescale and normalise
 // (CLIPImageProcessor, BlipImageProcessor).
 type imageProcessor struct {
-	CropSize      sizes     `json:"crop_size"`
-	Size          sizes     `json:"size"`
-	DoCenterCrop  *bool     `json:"do_center_crop"`
-	DoConvertRGB  *bool     `json:"do_convert_rgb"`
-	DoNormalize   *bool     `json:"do_normalize"`
-	DoRescale     *bool     `json:"do_rescale"`
-	DoResize      *bool     `json:"do_resize"`
-	Mean          []float64 `json:"image_mean"`
-	Std           []float64 `json:"image_std"`
-	Resample      int       `json:"resample"`
-	RescaleFactor float64   `json:"rescale_factor"`
-	Processor     string    `json:"image_processor_type"`
-	Extractor     string    `json:"feature_extractor_type"` // the older name of the same
-	ProcessorType string    `json:"processor_class"`
-	SizeDivisor   *int      `json:"size_divisor"`
-	DoPad         *bool     `json:"do_pad"`
-	CropToPatches *bool     `json:"crop_to_patches"` // GotOcr2ImageProcessor
-	MinPatches    int       `json:"min_patches"`
-	MaxPatches    int       `json:"max_patches"`
-	DataFormat    string    `json:"data_format"`
-	DefaultSquare *bool     `json:"default_to_square"`
+	CropSize      sizes           `json:"crop_size"`
+	Size          sizes           `json:"size"`
+	DoCenterCrop  *bool           `json:"do_center_crop"`
+	DoConvertRGB  *bool           `json:"do_convert_rgb"`
+	DoNormalize   *bool           `json:"do_normalize"`
+	DoRescale     *bool           `json:"do_rescale"`
+	DoResize      *bool           `json:"do_resize"`
+	Mean          []float64       `json:"image_mean"`
+	Std           []float64       `json:"image_std"`
+	Resample      int             `json:"resample"`
+	RescaleFactor float64         `json:"rescale_factor"`
+	Processor     string          `json:"image_processor_type"`
+	Extractor     string          `json:"feature_extractor_type"` // the older name of the same
+	ProcessorType string          `json:"processor_class"`
+	SizeDivisor   *int            `json:"size_divisor"`
+	DoPad         *bool           `json:"do_pad"`
+	CropToPatches *bool           `json:"crop_to_patches"` // GotOcr2ImageProcessor
+	MinPatches    int             `json:"min_patches"`
+	MaxPatches    int             `json:"max_patches"`
+	DataFormat    string          `json:"data_format"`
+	DefaultSquare *bool           `json:"default_to_square"`
+	Pinpoints     [][]int         `json:"image_grid_pinpoints"` // LlavaNextImageProcessor: [height, width]
+	AspectSetting string          `json:"aspect_ratio_setting"`
+	Splitting     *bool           `json:"do_image_splitting"` // SmolVLMImageProcessor
+	MaxImageSize  sizes           `json:"max_image_size"`
+	VideoSampling json.RawMessage `json:"video_sampling"`
 }
 
 // sizes is a size as processors write it: a number, or an object.
@@ -42,6 +47,7 @@ type sizes struct {
 	ShortestEdge int `json:"shortest_edge"`
 	Height       int `json:"height"`
 	Width        int `json:"width"`
+	LongestEdge  int `json:"longest_edge"`
 }
 
 func (s *sizes) UnmarshalJSON(raw []byte) error {
@@ -146,4 +152,45 @@ func gridPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Pic
 	}
 	return &manifest.Picture{Recipe: "grid", Resample: resampleNames[p.Resample], Height: size, Width: size, MinTiles: p.MinPatches, MaxTiles: p.MaxPatches,
 		Thumbnail: true, Mean: p.Mean, Std: p.Std}
+}
+
+// anyresPicture is LlavaNextImageProcessor and LlavaOnevisionImageProcessor: the whole picture stretched to one tile, then
+// the tiles of the best of a list of grids, whose features are unpadded and joined again behind the tower.
+func anyresPicture(raw json.RawMessage, size int, pinpoints [][]int, t *blocks.Tensors) *manifest.Picture {
+	p := decodeProcessor(raw, []string{"LlavaNextImageProcessor", "LlavaNextImageProcessorFast", "LlavaOnevisionImageProcessor", "LlavaOnevisionImageProcessorFast"}, t)
+	if len(p.Pinpoints) == 0 {
+		p.Pinpoints = pinpoints
+	}
+	if p.Size != (sizes{}) && p.Size.ShortestEdge != size && (p.Size.Height != size || p.Size.Width != size) {
+		t.Problem(processorFile, fmt.Sprintf("resizes to %+v; the tower takes %d×%d", p.Size, size, size))
+	}
+	if p.AspectSetting != "" && p.AspectSetting != "anyres" {
+		t.Problem(processorFile+" aspect_ratio_setting", fmt.Sprintf("is %q where anyres is due", p.AspectSetting))
+	}
+	if len(p.Pinpoints) == 0 {
+		t.Problem(processorFile+" image_grid_pinpoints", "is missing")
+	}
+	for _, g := range p.Pinpoints {
+		if len(g) != 2 || g[0] <= 0 || g[1] <= 0 || g[0]%size != 0 || g[1]%size != 0 || g[0]/size > 64 || g[1]/size > 64 {
+			t.Problem(processorFile+" image_grid_pinpoints", fmt.Sprintf("holds %v, which is no grid of tiles of %d", g, size))
+		}
+	}
+	return &manifest.Picture{Recipe: "anyres", Resample: resampleNames[p.Resample], Height: size, Width: size, Pinpoints: p.Pinpoints, Mean: p.Mean, Std: p.Std}
+}
+
+// splitPicture is SmolVLMImageProcessor and Idefics3ImageProcessor: the longer edge to a size, both sides up to multiples
+// of the tile, cut row by row, the whole picture stretched to one tile last.
+func splitPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Picture {
+	p := decodeProcessor(raw, []string{"SmolVLMImageProcessor", "SmolVLMImageProcessorFast", "Idefics3ImageProcessor", "Idefics3ImageProcessorFast"}, t)
+	if raw == nil {
+		p.Size, p.MaxImageSize = sizes{LongestEdge: 4 * size}, sizes{LongestEdge: size}
+	}
+	if p.MaxImageSize.LongestEdge != size {
+		t.Problem(processorFile+" max_image_size", fmt.Sprintf("is %+v; the tower takes %d×%d", p.MaxImageSize, size, size))
+	}
+	if p.Size.LongestEdge < 1 {
+		t.Problem(processorFile+" size", "gives no longest_edge")
+	}
+	return &manifest.Picture{Recipe: "split", Resample: resampleNames[p.Resample], Height: size, Width: size, LongEdge: p.Size.LongestEdge,
+		Thumbnail: p.Splitting == nil || *p.Splitting, Mean: p.Mean, Std: p.Std}
 }

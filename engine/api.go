@@ -70,8 +70,8 @@ type Request struct {
 	Messages []Message
 
 	Raw      bool
-	Prompt   string    // with Raw: contains one placeholder a picture
-	Pictures []Picture // with Raw: in the order of their placeholders
+	Prompt   string    // with Raw: contains one placeholder a picture, where the model has placeholders
+	Pictures []Picture // with Raw: in the order of their placeholders, or before the text where the model has none
 
 	Sampling
 	MaxTokens int      // 0: the manifest's default; clipped to what the context leaves
@@ -146,6 +146,10 @@ var (
 	ErrNoDecoder = errors.New("the model has no decoder")
 	// ErrNoPictures: the model takes no pictures.
 	ErrNoPictures = errors.New("the model takes no pictures")
+	// ErrNoScores: the model compares no pictures with texts.
+	ErrNoScores = errors.New("the model has no scoring heads")
+	// ErrTextTooLong: a text is longer than the graphs that read it take.
+	ErrTextTooLong = errors.New("text too long")
 	// ErrPicture: a picture cannot be read, or is larger than the limits allow.
 	ErrPicture = errors.New("unreadable picture")
 )

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"glimpse/graphs"
 	"glimpse/manifest"
@@ -16,12 +17,15 @@ import (
 type decoder struct {
 	session *graphs.Session
 	arena   *graphs.Arena
+	encoder *encoder // nil: prompts go to the decoder itself
 	spec    manifest.Decoder
 	vocab   int
 
 	input, logitsOut              *graphs.Tensor // [tokens, hidden_size], [rows, vocab_size]
 	rowMap, tokenMap, logitsRows  *graphs.Tensor
 	seqlensK, querySeqlens, total *graphs.Tensor
+	positions                     *graphs.Tensor          // [tokens]; nil where the graph does not ask for them
+	sourceSeqlens                 *graphs.Tensor          // [batch]; nil without an encoder
 	cos, sin                      *graphs.Tensor          // the common tables
 	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
 	ownLength                     int                     // the length that ownCos and ownSin are for
@@ -30,10 +34,10 @@ type decoder struct {
 	out                           []float32 // logits of the last step
 }
 
-// newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session,
-// which is closed when this fails.
-func newDecoder(rt *graphs.Runtime, session *graphs.Session, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
-	d = &decoder{session: session, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[2]int]*graphs.Step{}}
+// newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session and
+// the encoder, which are closed when this fails.
+func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
+	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[2]int]*graphs.Step{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -64,6 +68,12 @@ func (d *decoder) checkPorts() error {
 	if d.spec.Rope != nil {
 		inputs["rope_cos"], inputs["rope_sin"] = 2, 2
 	}
+	if d.hasInput(positionIDs) {
+		inputs[positionIDs] = 1
+	}
+	if d.encoder != nil {
+		d.encoder.decoderInputs(inputs)
+	}
 	outputs := map[string]int{"logits": 2}
 	for layer := range d.spec.Layers {
 		for _, kind := range []string{"key", "value"} {
@@ -91,13 +101,21 @@ func (d *decoder) checkPorts() error {
 	return errors.Join(check("input", inputs, d.session.Inputs()), check("output", outputs, d.session.Outputs()))
 }
 
+// positionIDs is the input of decoders with learned positions: [tokens] i64, each packed token's place in its sequence.
+const positionIDs = "position_ids"
+
+func (d *decoder) hasInput(name string) bool {
+	return slices.ContainsFunc(d.session.Inputs(), func(p graphs.Port) bool { return p.Name == name })
+}
+
 // allocate makes the buffers and the common rotary tables.
 func (d *decoder) allocate(slots, capacity, tokens int64) error {
-	for _, t := range []struct {
+	type buffer struct {
 		to    **graphs.Tensor
 		dtype graphs.DType
 		shape []int64
-	}{
+	}
+	buffers := []buffer{
 		{&d.input, graphs.Float32, []int64{tokens, int64(d.spec.HiddenSize)}},
 		{&d.logitsOut, graphs.Float32, []int64{slots, int64(d.vocab)}},
 		{&d.rowMap, graphs.Int64, []int64{slots * tokens}},
@@ -106,7 +124,14 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 		{&d.seqlensK, graphs.Int32, []int64{slots}},
 		{&d.querySeqlens, graphs.Int32, []int64{slots}},
 		{&d.total, graphs.Int32, nil},
-	} {
+	}
+	if d.hasInput(positionIDs) {
+		buffers = append(buffers, buffer{&d.positions, graphs.Int64, []int64{tokens}})
+	}
+	if d.encoder != nil {
+		buffers = append(buffers, buffer{&d.sourceSeqlens, graphs.Int32, []int64{slots}})
+	}
+	for _, t := range buffers {
 		var err error
 		if *t.to, err = d.runtime.NewTensor(t.dtype, t.shape...); err != nil {
 			return fmt.Errorf("allocate the decoder's buffers: %w", err)
@@ -154,8 +179,21 @@ func (d *decoder) layOut(s *step) error {
 	err := errors.Join(
 		d.rowMap.Reshape(batch, sequence), d.tokenMap.Reshape(int64(s.tokens)), d.logitsRows.Reshape(rows),
 		d.seqlensK.Reshape(batch), d.querySeqlens.Reshape(batch), d.logitsOut.Reshape(rows, int64(d.vocab)))
+	var positions []int64
+	if d.positions != nil {
+		err = errors.Join(err, d.positions.Reshape(int64(s.tokens)))
+		positions = d.positions.Int64()
+	}
+	if d.encoder != nil {
+		err = errors.Join(err, d.sourceSeqlens.Reshape(batch))
+	}
 	if err != nil {
 		return fmt.Errorf("lay out a step: %w", err)
+	}
+	if d.encoder != nil {
+		for b, n := range d.encoder.lengths[s.first : s.first+s.slots] {
+			d.sourceSeqlens.Int32()[b] = max(1, n) // a slot that never had a prompt attends to zeros that nobody reads
+		}
 	}
 	rowMap, tokenMap := d.rowMap.Int64(), d.tokenMap.Int64()
 	seqlens, query := d.seqlensK.Int32(), d.querySeqlens.Int32()
@@ -170,6 +208,9 @@ func (d *decoder) layOut(s *step) error {
 				continue
 			}
 			rowMap[place], tokenMap[row] = row, int64(place)
+			if positions != nil {
+				positions[row] = int64(int(s.past[b]) + i)
+			}
 			row++
 		}
 	}
@@ -196,6 +237,15 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 	}
 	if d.spec.Rope != nil {
 		in["rope_cos"], in["rope_sin"] = d.cos, d.sin
+	}
+	if d.positions != nil {
+		in[positionIDs] = d.positions
+	}
+	if d.encoder != nil {
+		in[encoderSeqlens] = d.sourceSeqlens
+		if err := d.encoder.bind(in, first, slots); err != nil {
+			return nil, err
+		}
 	}
 	out := map[string]*graphs.Tensor{"logits": d.logitsOut}
 	for layer := range d.spec.Layers {
@@ -250,9 +300,9 @@ func (d *decoder) Close() error {
 		delete(d.steps, key)
 	}
 	for _, t := range []*graphs.Tensor{d.input, d.logitsOut, d.rowMap, d.tokenMap, d.logitsRows, d.seqlensK, d.querySeqlens,
-		d.total, d.cos, d.sin, d.ownCos, d.ownSin} {
+		d.total, d.positions, d.sourceSeqlens, d.cos, d.sin, d.ownCos, d.ownSin} {
 		problems = append(problems, t.Close())
 	}
-	problems = append(problems, d.arena.Close(), d.session.Close())
+	problems = append(problems, d.arena.Close(), d.encoder.Close(), d.session.Close())
 	return errors.Join(problems...)
 }

@@ -34,16 +34,19 @@ const (
 type Engine struct {
 	manifest *manifest.Manifest
 	name     string
-	limit    int // tokens that prompt and answer may have together
+	limit    int // tokens that prompt and answer may have together; with an encoder, start token and answer
 	loadTime time.Duration
 	logger   *slog.Logger
 
-	prompter   *prompter
-	pictures   *pictures // nil: the model takes none
-	stages     *stages   // as pictures
-	embeddings *embeddingTable
-	decoder    *decoder   // nil: the model generates no text
-	scheduler  *scheduler // as decoder
+	sourceLimit int // tokens of a prompt that an encoder reads; 0 without one
+
+	prompter    *prompter
+	pictures    *pictures  // nil: the model takes none
+	stages      *stages    // as pictures
+	instruction *textInput // nil: the picture stages read no text
+	embeddings  *embeddingTable
+	decoder     *decoder   // nil: the model generates no text
+	scheduler   *scheduler // as decoder
 
 	ctx     context.Context // ends when Close begins
 	closing context.CancelCauseFunc
@@ -127,6 +130,11 @@ func (e *Engine) load(ctx context.Context, folder string, opts Options) (err err
 			return err
 		}
 	}
+	if m.Instruction != nil {
+		if e.instruction, err = openTextInput(folder, *m.Instruction); err != nil {
+			return err
+		}
+	}
 	if m.Decoder == nil {
 		return nil
 	}
@@ -142,22 +150,47 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	if err != nil {
 		return err
 	}
-	capacity, err := chooseCapacity(spec, opts, availableMemory(), e.logger) // of what the weights leave
+	source, err := e.loadEncoder(ctx, folder, opts)
 	if err != nil {
 		return errors.Join(err, session.Close())
 	}
+	available := availableMemory() // what the weights leave, and the encoder's keys and values
+	if available > 0 {
+		available = max(1, available-crossBytes(spec, opts))
+	}
+	capacity, err := chooseCapacity(spec, opts, available, e.logger)
+	if err != nil {
+		return errors.Join(err, source.Close(), session.Close())
+	}
 	// A chunk of slack: where rows of different lengths share a step, the operator wants room for the longest in each slot.
 	chunk := min(opts.PrefillChunk, capacity)
-	e.decoder, err = newDecoder(opts.Runtime, session, spec, opts.Slots, capacity+chunk, chunk+opts.Slots)
+	e.decoder, err = newDecoder(opts.Runtime, session, source, spec, opts.Slots, capacity+chunk, chunk+opts.Slots)
 	if err != nil {
 		return err
 	}
 	e.limit = capacity
-	e.scheduler = newScheduler(e.decoder, schedulerConfig{
+	cfg := schedulerConfig{
 		slotCount: opts.Slots, chunk: chunk, hidden: spec.HiddenSize, vocab: spec.VocabSize,
 		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
-	})
+	}
+	if source != nil {
+		e.sourceLimit, cfg.encoder = source.capacity, source
+	}
+	e.scheduler = newScheduler(e.decoder, cfg)
 	return nil
+}
+
+// loadEncoder loads the encoder of an encoder-decoder model; nil for others.
+func (e *Engine) loadEncoder(ctx context.Context, folder string, opts Options) (*encoder, error) {
+	spec := *e.manifest.Decoder
+	if spec.Encoder == nil {
+		return nil, nil
+	}
+	session, err := loadComponent(ctx, folder, spec.Encoder.Component, e.manifest, opts)
+	if err != nil {
+		return nil, err
+	}
+	return newEncoder(opts.Runtime, session, spec, opts)
 }
 
 // Manifest returns the model's manifest, which must not be changed.
@@ -169,7 +202,8 @@ func (e *Engine) Name() string { return e.name }
 // LoadTime returns how long Open took.
 func (e *Engine) LoadTime() time.Duration { return e.loadTime }
 
-// Context returns how many tokens a prompt and its answer may have together, 0 for a model that generates no text.
+// Context returns how many tokens a prompt and its answer may have together, 0 for a model that generates no text. Where
+// an encoder reads the prompt it bounds the answer alone, with one token to start from.
 func (e *Engine) Context() int { return e.limit }
 
 // enter counts a request in, so that Close waits for it; the returned context also ends when the engine closes. leave
@@ -201,7 +235,7 @@ func (e *Engine) Close() error {
 			e.scheduler.close()
 		}
 		e.users.Wait()
-		e.err = errors.Join(e.decoder.Close(), e.stages.Close(), e.embeddings.Close(), e.prompter.Close())
+		e.err = errors.Join(e.decoder.Close(), e.stages.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
 	})
 	return e.err
 }

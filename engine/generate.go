@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"glimpse/tokenizer"
@@ -21,8 +23,9 @@ type Prepared struct {
 	// [tiles, 3, height, width]. Nil without pictures.
 	Tensors map[string]Array
 
-	counts   []int // tokens of each picture
-	pictures []*Picture
+	counts      []int // tokens of each picture
+	pictures    []*Picture
+	instruction []int32 // the user's text for the picture stages
 }
 
 // Prepare makes the prompt and the pictures' tensors without running a graph.
@@ -47,14 +50,25 @@ func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Arra
 		}
 		return p, nil
 	}
-	if given != nil {
-		p.Tensors = given
-		return p, nil
+	if p.Tensors = maps.Clone(given); given == nil {
+		if p.Tensors, err = e.pictures.prepare(ctx, p.pictures, p.counts); err != nil {
+			return nil, err
+		}
 	}
-	if p.Tensors, err = e.pictures.prepare(ctx, p.pictures, p.counts); err != nil {
-		return nil, err
+	return p, e.instruct(p)
+}
+
+// instruct adds the instruction to the tensors, a row a tile, where the picture stages read it.
+func (e *Engine) instruct(p *Prepared) error {
+	if e.instruction == nil {
+		return nil
 	}
-	return p, nil
+	tiles, err := commonTiles(p.Tensors)
+	if err != nil {
+		return err
+	}
+	maps.Copy(p.Tensors, e.instruction.tensors(slices.Repeat([][]int32{p.instruction}, tiles)))
+	return nil
 }
 
 // encode checks the request and makes its prompt from texts and the headers of pictures; no pixel is decoded before the
@@ -72,6 +86,11 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 		if e.pictures == nil {
 			return nil, badRequest("messages", CodeUnsupported, ErrNoPictures, "model %s takes no pictures", e.name)
 		}
+		if e.instruction != nil {
+			if p.instruction, err = e.instruction.encode("prompt", plan.user, plan.raw); err != nil {
+				return nil, err
+			}
+		}
 		if p.counts, err = e.pictures.tokens(plan.pictures); err != nil {
 			return nil, err
 		}
@@ -80,7 +99,7 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 		}
 	}
 	// Before the expansion: a hostile number of picture tokens is refused without being written out.
-	if e.limit > 0 && p.ImageTokens >= e.limit {
+	if most := e.promptLimit(); most > 0 && p.ImageTokens > most {
 		return nil, e.tooLong("at least ", p.ImageTokens, p.ImageTokens)
 	}
 	if p.TokenIDs, err = e.prompter.encode(plan, p.counts); err != nil {
@@ -111,7 +130,7 @@ func (e *Engine) fit(p *Prepared, maxTokens int) error {
 	if len(p.TokenIDs) == 0 {
 		return badRequest("messages", CodeInvalid, nil, "the prompt is empty")
 	}
-	if len(p.TokenIDs) >= e.limit {
+	if len(p.TokenIDs) > e.promptLimit() {
 		return e.tooLong("", len(p.TokenIDs), p.ImageTokens)
 	}
 	for _, id := range p.TokenIDs {
@@ -125,11 +144,33 @@ func (e *Engine) fit(p *Prepared, maxTokens int) error {
 	if maxTokens <= 0 {
 		maxTokens = defaultNewTokens
 	}
-	p.MaxTokens = min(maxTokens, e.limit-len(p.TokenIDs))
+	p.MaxTokens = min(maxTokens, e.limit-len(e.decoderPrompt(p)))
 	return nil
 }
 
+// promptLimit returns how many tokens a prompt may have: what the encoder takes, or what leaves the decoder room for one
+// token of an answer. 0 for a model that generates no text.
+func (e *Engine) promptLimit() int {
+	if e.sourceLimit > 0 {
+		return e.sourceLimit
+	}
+	return max(0, e.limit-1)
+}
+
+// decoderPrompt returns the ids that the decoder begins with: the prompt, or the start token where an encoder reads that.
+func (e *Engine) decoderPrompt(p *Prepared) []int32 {
+	if enc := e.manifest.Decoder.Encoder; enc != nil {
+		return []int32{int32(enc.StartToken)}
+	}
+	return p.TokenIDs
+}
+
 func (e *Engine) tooLong(bound string, tokens, pictures int) error {
+	if e.sourceLimit > 0 {
+		return badRequest("messages", CodeContextLength, ErrContextTooLong,
+			"the prompt has %s%d tokens, %d of them pictures, and the encoder of model %s takes %d: shorten it or send fewer or smaller pictures",
+			bound, tokens, pictures, e.name, e.sourceLimit)
+	}
 	return badRequest("messages", CodeContextLength, ErrContextTooLong,
 		"the prompt has %s%d tokens, %d of them pictures, and the context of model %s holds %d, answer included: shorten it or send fewer or smaller pictures",
 		bound, tokens, pictures, e.name, e.limit)
@@ -152,7 +193,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 		return nil, err
 	}
 	preprocess := time.Since(start)
-	made, err := e.features(ctx, p, false)
+	made, err := e.features(ctx, p, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +202,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 }
 
 // features runs the picture stages; without pictures it returns an empty result.
-func (e *Engine) features(ctx context.Context, p *Prepared, keep bool) (*stageResult, error) {
+func (e *Engine) features(ctx context.Context, p *Prepared, keep keeping) (*stageResult, error) {
 	if len(p.pictures) == 0 {
 		return &stageResult{}, nil
 	}
@@ -186,8 +227,9 @@ func (e *Engine) features(ctx context.Context, p *Prepared, keep bool) (*stageRe
 // answer has the prompt continued.
 func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *stageResult, preprocess time.Duration, trace *traceSink) (*Result, error) {
 	m := e.manifest
-	ids := make([]int32, len(p.TokenIDs), len(p.TokenIDs)+p.MaxTokens)
-	copy(ids, p.TokenIDs)
+	first := e.decoderPrompt(p)
+	ids := make([]int32, len(first), len(first)+p.MaxTokens)
+	copy(ids, first)
 	q := &sequence{
 		ctx: ctx, ids: ids, prompt: len(ids), maxNew: p.MaxTokens,
 		features: made.features, imageToken: int32(m.Tokens.Image),
@@ -196,6 +238,9 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 		stopper: stopper{stops: req.Stop},
 		answer:  make([]byte, 0, 4*p.MaxTokens),
 		token:   req.Token, logprobs: req.Logprobs, piece: e.prompter.piece, trace: trace,
+	}
+	if m.Decoder.Encoder != nil {
+		q.source = p.TokenIDs
 	}
 	made.features = nil // the scheduler's now, until the prompt is read
 	for _, id := range m.Tokens.EOS {

@@ -30,6 +30,8 @@ type prompter struct {
 	tokens    manifest.Tokens
 	tokenizer *tokenizer.Tokenizer
 	template  *tokenizer.Template // nil: raw prompts only
+	// prepend says that pictures go before the whole text, which has no placeholders (expansion "prepend").
+	prepend bool
 	// flat says that the template wants a message's content as one string, as those of text models do, and would print
 	// a list of parts as it stands.
 	flat bool
@@ -39,18 +41,17 @@ type prompter struct {
 type promptPlan struct {
 	text     string // with marks of the shield in it
 	shown    string // as users see it
+	user     string // what the user wrote: the raw prompt, or the texts of the one message of a model without template
+	raw      bool   // user is the caller's own, names of special tokens included
 	shield   *tokenizer.Shield
 	pictures []*Picture
 }
 
 // openPrompter reads the template and the tokenizer of a model folder.
 func openPrompter(folder string, m *manifest.Manifest) (*prompter, error) {
-	p := &prompter{prompt: m.Prompt, tokens: m.Tokens}
-	if m.Picture != nil && m.Prompt.Expansion != "repeat" {
-		return nil, fmt.Errorf(`prompt.expansion is %q; known is "repeat": run the folder with a newer glimpse, or convert again`, m.Prompt.Expansion)
-	}
-	if m.Picture != nil && (m.Prompt.Placeholder == "" || m.Prompt.ImageToken == "") {
-		return nil, errors.New("prompt.placeholder and prompt.image_token must be given where the model takes pictures")
+	p := &prompter{prompt: m.Prompt, tokens: m.Tokens, prepend: m.Prompt.Expansion == expansionPrepend}
+	if err := checkExpansion(m); err != nil {
+		return nil, err
 	}
 	var err error
 	if p.tokenizer, err = tokenizer.Open(folder); err != nil {
@@ -145,12 +146,12 @@ func (p *prompter) planRaw(req Request, plan *promptPlan) error {
 	switch {
 	case len(req.Messages) > 0:
 		return badRequest("messages", CodeInvalid, nil, "a raw prompt and messages exclude each other")
-	case req.Prompt == "":
+	case req.Prompt == "" && !(p.prepend && len(req.Pictures) > 0): // pictures alone are a prompt: plain captioning
 		return badRequest("prompt", CodeInvalid, nil, "the prompt is empty")
 	case p.prompt.ImageToken != p.prompt.Placeholder && strings.Contains(req.Prompt, p.prompt.ImageToken):
 		return badRequest("prompt", CodeInvalid, nil, "the prompt contains %s; a picture's place is written %s", p.prompt.ImageToken, p.prompt.Placeholder)
 	}
-	plan.text, plan.shown = req.Prompt, req.Prompt
+	plan.text, plan.shown, plan.user, plan.raw = req.Prompt, req.Prompt, req.Prompt, true
 	for i := range req.Pictures {
 		plan.pictures = append(plan.pictures, &req.Pictures[i])
 	}
@@ -187,6 +188,8 @@ func (p *prompter) planMessages(req Request, plan *promptPlan) error {
 		return badRequest("prompt", CodeInvalid, nil, "a prompt and pictures beside messages are for raw requests")
 	case len(req.Messages) == 0:
 		return badRequest("messages", CodeInvalid, nil, "there are no messages")
+	case p.template == nil && p.prepend:
+		return p.planMessage(req, plan)
 	case p.template == nil:
 		return badRequest("messages", CodeUnsupported, nil, "the model has no chat template; send a raw prompt")
 	}
@@ -278,6 +281,9 @@ func plainRole(role string) bool {
 func (p *prompter) encode(plan *promptPlan, tokens []int) ([]int32, error) {
 	text := plan.text
 	total := 0
+	if p.prepend {
+		return p.encodePrepended(plan, tokens)
+	}
 	if len(tokens) > 0 {
 		pieces := strings.Split(text, p.prompt.Placeholder)
 		var b strings.Builder
@@ -291,26 +297,40 @@ func (p *prompter) encode(plan *promptPlan, tokens []int) ([]int32, error) {
 		b.WriteString(pieces[len(tokens)])
 		text = b.String()
 	}
+	ids, err := p.encodeText(plan, text)
+	if err != nil {
+		return nil, err
+	}
+	if found := p.imageTokens(ids); found != total {
+		return nil, badRequest("messages", CodeInvalid, nil, "the prompt has %d image tokens (%s) and its pictures take %d", found, p.prompt.ImageToken, total)
+	}
+	return ids, nil
+}
+
+// encodeText returns the ids of a text with the marks of the plan's shield in it.
+func (p *prompter) encodeText(plan *promptPlan, text string) ([]int32, error) {
 	// As transformers' processors do: a prompt that brings its own BOS gets no second one.
 	bos := p.tokens.Strings["bos_token"]
 	special := bos == "" || !strings.HasPrefix(text, bos)
 	ids, err := plan.shield.Encode(text, special)
+	if errors.Is(err, tokenizer.ErrNUL) {
+		return nil, badRequest("messages", CodeInvalid, err, "the prompt: %v", err)
+	}
 	if err != nil {
-		if errors.Is(err, tokenizer.ErrNUL) {
-			return nil, badRequest("messages", CodeInvalid, err, "the prompt: %v", err)
-		}
 		return nil, fmt.Errorf("encode the prompt: %w", err)
 	}
+	return ids, nil
+}
+
+// imageTokens counts the places of pictures.
+func (p *prompter) imageTokens(ids []int32) int {
 	found := 0
 	for _, id := range ids {
 		if p.tokens.Image >= 0 && int(id) == p.tokens.Image {
 			found++
 		}
 	}
-	if found != total {
-		return nil, badRequest("messages", CodeInvalid, nil, "the prompt has %d image tokens (%s) and its pictures take %d", found, p.prompt.ImageToken, total)
-	}
-	return ids, nil
+	return found
 }
 
 // piece returns the text that a token adds after another, for listings of log-probabilities.

@@ -25,6 +25,8 @@ type schedulerConfig struct {
 	hidden, vocab    int
 	// embed writes the embedding of id to dst, hidden_size values.
 	embed func(dst []float32, id int32) error
+	// encoder reads the sources of an encoder-decoder model; nil for others.
+	encoder sourceEncoder
 	// ropeLimit is the length above which rotary tables depend on the length of the sequence; 0: they never do.
 	ropeLimit int
 	logger    *slog.Logger // nil: nothing is logged
@@ -120,14 +122,40 @@ func (d *scheduler) receive() bool {
 	}
 }
 
-// turn is one round: leave, admit, prefill a chunk, decode a token.
+// turn is one round: leave, admit, encode a source or prefill a chunk, decode a token.
 func (d *scheduler) turn() {
 	d.dropCancelled()
 	d.admit()
 	if q := d.oldestPrefill(); q != nil {
-		d.only(q.slot, min(d.chunk, q.waiting()))
+		if err := d.encode(q); err != nil {
+			d.end(q, fmt.Errorf("run the encoder: %w", err))
+		} else {
+			d.only(q.slot, min(d.chunk, q.waiting()))
+		}
 	}
 	d.decode()
+}
+
+// encode runs the encoder on the sequence's source, once.
+func (d *scheduler) encode(q *sequence) error {
+	if q.source == nil || q.encoded {
+		return nil
+	}
+	rows := d.encoder.embeds(len(q.source))
+	for i, id := range q.source {
+		row := rows[i*d.hidden : (i+1)*d.hidden]
+		if err := d.promptRow(row, q, id); err != nil {
+			return err
+		}
+	}
+	if err := d.encoder.run(d.ctx, q.slot, q.trace); err != nil {
+		if d.ctx.Err() == nil {
+			d.logger.Error("encoder failed", "tokens", len(q.source), "error", err)
+		}
+		return err
+	}
+	q.encoded, q.features = true, nil
+	return nil
 }
 
 func (d *scheduler) dropCancelled() {
@@ -290,20 +318,33 @@ func (d *scheduler) fill(rows []float32, q *sequence) error {
 		row := rows[:d.hidden]
 		rows = rows[d.hidden:]
 		id := q.ids[at]
-		if at < q.prompt && id == q.imageToken {
-			from := q.nextFeature * d.hidden
-			if from+d.hidden > len(q.features) {
-				return fmt.Errorf("image token %d of the prompt has no feature row", q.nextFeature)
-			}
-			copy(row, q.features[from:from+d.hidden])
-			q.nextFeature++
-		} else if err := d.embed(row, id); err != nil {
+		var err error
+		if at < q.prompt && q.source == nil { // a start token is no part of the prompt, whatever its id
+			err = d.promptRow(row, q, id)
+		} else {
+			err = d.embed(row, id)
+		}
+		if err != nil {
 			return err
 		}
-		if at < q.prompt {
-			q.trace.embedding(row)
-		}
 	}
+	return nil
+}
+
+// promptRow writes the input row of the next token of the prompt: its embedding or, for an image token, the next row of
+// the pictures' features. Image tokens may lie behind the embedding table.
+func (d *scheduler) promptRow(row []float32, q *sequence, id int32) error {
+	if id == q.imageToken {
+		from := q.nextFeature * d.hidden
+		if from+d.hidden > len(q.features) {
+			return fmt.Errorf("image token %d of the prompt has no feature row", q.nextFeature)
+		}
+		copy(row, q.features[from:from+d.hidden])
+		q.nextFeature++
+	} else if err := d.embed(row, id); err != nil {
+		return err
+	}
+	q.trace.embedding(row)
 	return nil
 }
 

@@ -19,6 +19,11 @@ type sequence struct {
 	cached int // how many of ids have their keys and values in the slot
 	maxNew int
 
+	// source is the prompt of an encoder-decoder model, nil for others: ids then begins with the start token, and the
+	// encoder has to run before the first step.
+	source  []int32
+	encoded bool
+
 	// Rows of features stand in for the embeddings of the prompt's image tokens, in order.
 	features    []float32
 	imageToken  int32

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,9 +33,10 @@ type stage struct {
 
 // stageResult is what the stages made of the pictures of one request.
 type stageResult struct {
-	features []float32        // [rows, hidden_size]
-	width    int              // hidden_size
-	arrays   map[string]Array // every tensor by name, when asked for
+	features []float32 // [rows, hidden_size]
+	width    int       // hidden_size
+	keep     keeping
+	arrays   map[string]Array // tensors by name, those that are asked for
 	first    time.Duration    // of the first stage
 	rest     time.Duration    // of the others
 }
@@ -55,8 +57,11 @@ func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts O
 	return p, nil
 }
 
-// checkFlow makes sure that picture.features comes out of a stage.
+// checkFlow makes sure that picture.features comes out of a stage, where there is a prompt that takes them.
 func (p *stages) checkFlow() error {
+	if p.features == "" {
+		return nil
+	}
 	var names []string
 	for _, s := range p.list {
 		for _, port := range s.session.Outputs() {
@@ -69,9 +74,14 @@ func (p *stages) checkFlow() error {
 	return nil
 }
 
+// keeping says which tensors on the way through stages are wanted; nil: none.
+type keeping func(name string) bool
+
+func keepAll(string) bool { return true }
+
 // run takes the recipe's tensors, whose leading dimensions are the tiles of all pictures of the request, and returns the
-// feature rows. Tiles go through in batches. With keep set all tensors on the way are returned.
-func (p *stages) run(ctx context.Context, tensors map[string]Array, keep bool) (*stageResult, error) {
+// feature rows. Tiles go through in batches. Tensors on the way are returned as keep says.
+func (p *stages) run(ctx context.Context, tensors map[string]Array, keep keeping) (*stageResult, error) {
 	tiles, err := commonTiles(tensors)
 	if err != nil {
 		return nil, err
@@ -82,9 +92,14 @@ func (p *stages) run(ctx context.Context, tensors map[string]Array, keep bool) (
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	r := &stageResult{}
-	if keep {
-		r.arrays = maps.Clone(tensors)
+	r := &stageResult{keep: keep}
+	if keep != nil {
+		r.arrays = map[string]Array{}
+		for name, a := range tensors {
+			if keep(name) {
+				r.arrays[name] = a
+			}
+		}
 	}
 	for first := 0; first < tiles; first += p.batch {
 		if err := p.runBatch(ctx, tensors, first, min(p.batch, tiles-first), r); err != nil {
@@ -102,8 +117,8 @@ func commonTiles(tensors map[string]Array) (int, error) {
 		for _, d := range a.Shape {
 			size *= d
 		}
-		if len(a.Shape) == 0 || size != int64(len(a.Data)) || size == 0 {
-			return 0, fmt.Errorf("tensor %s: shape %v does not describe its %d values", name, a.Shape, len(a.Data))
+		if len(a.Shape) == 0 || size != int64(a.size()) || size == 0 || len(a.Data) > 0 && len(a.Int64) > 0 {
+			return 0, fmt.Errorf("tensor %s: shape %v does not describe its %d values", name, a.Shape, a.size())
 		}
 		if tiles >= 0 && int64(tiles) != a.Shape[0] {
 			return 0, fmt.Errorf("tensor %s has %d tiles, others %d", name, a.Shape[0], tiles)
@@ -121,11 +136,9 @@ func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, 
 	live := map[string]*graphs.Tensor{}
 	defer closeAll(live)
 	for name, a := range tensors {
-		row := len(a.Data) / int(a.Shape[0])
-		shape := append([]int64{int64(n)}, a.Shape[1:]...)
-		t, err := p.runtime.FromFloat32(a.Data[first*row:(first+n)*row], shape...)
+		t, err := a.tensor(p.runtime, first, n)
 		if err != nil {
-			return fmt.Errorf("copy picture tensor %s: %w", name, err)
+			return fmt.Errorf("copy tensor %s: %w", name, err)
 		}
 		live[name] = t
 	}
@@ -148,15 +161,28 @@ func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, 
 			r.collect(name, t)
 		}
 	}
+	if p.features == "" {
+		return nil
+	}
 	out := live[p.features]
 	r.width = int(out.Dim(len(out.Shape()) - 1))
 	r.features = append(r.features, out.Float32()...)
 	return nil
 }
 
+// tensor copies rows first..first+n−1 of the leading dimension.
+func (a Array) tensor(rt *graphs.Runtime, first, n int) (*graphs.Tensor, error) {
+	row := a.size() / int(a.Shape[0])
+	shape := append([]int64{int64(n)}, a.Shape[1:]...)
+	if a.Int64 != nil {
+		return rt.FromInt64(a.Int64[first*row:(first+n)*row], shape...)
+	}
+	return rt.FromFloat32(a.Data[first*row:(first+n)*row], shape...)
+}
+
 // collect appends a batch of a tensor to the arrays that are kept.
 func (r *stageResult) collect(name string, t *graphs.Tensor) {
-	if r.arrays == nil {
+	if r.keep == nil || !r.keep(name) {
 		return
 	}
 	a := r.arrays[name]
@@ -213,14 +239,20 @@ func closeAll(tensors map[string]*graphs.Tensor) {
 	}
 }
 
-// resolve returns the shape of an output whose free dimensions are named like those of an input.
+// resolve returns the shape of an output whose free dimensions are named like those of an input, or "NAME + NUMBER".
 func resolve(port graphs.Port, sizes map[string]int64) ([]int64, error) {
 	shape := slices.Clone(port.Shape)
 	for d, n := range shape {
 		if n >= 0 {
 			continue
 		}
-		size, ok := sizes[port.Symbols[d]]
+		symbol, more, sum := strings.Cut(port.Symbols[d], " + ")
+		size, ok := sizes[symbol]
+		if sum && ok {
+			extra, err := strconv.ParseInt(more, 10, 32)
+			ok = err == nil && extra >= 0
+			size += extra
+		}
 		if !ok {
 			return nil, fmt.Errorf("its output is %v, and dimension %d is that of no input", port, d)
 		}

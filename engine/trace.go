@@ -11,21 +11,36 @@ import (
 
 // Names that a Trace uses beside those of the graphs' ports.
 const (
-	ArrayEmbeds      = "inputs_embeds" // [1, prompt tokens, hidden_size], the pictures' rows in place
+	ArrayEmbeds      = "inputs_embeds" // [1, prompt tokens, hidden_size], the pictures' rows in place, as decoder or encoder read them
 	ArrayFirstLogits = "logits_first"  // [vocab_size], after the last prompt token
 	ArrayLastLogits  = "logits_last"   // [vocab_size], those that the last generated token was drawn from
 )
 
-// Array is a row-major float32 array.
+// Array is a row-major array of float32 values or, where Int64 is set, of integers.
 type Array struct {
 	Shape []int64
 	Data  []float32
+	Int64 []int64
 }
+
+// size returns how many values there are.
+func (a Array) size() int { return max(len(a.Data), len(a.Int64)) }
 
 // traceSink collects from the scheduler's goroutine. A nil sink collects nothing.
 type traceSink struct {
 	embeds      []float32
 	first, last []float32
+	arrays      map[string]Array // what the encoder made
+}
+
+func (t *traceSink) array(name string, a Array) {
+	if t == nil {
+		return
+	}
+	if t.arrays == nil {
+		t.arrays = map[string]Array{}
+	}
+	t.arrays[name] = a
 }
 
 func (t *traceSink) embedding(row []float32) {
@@ -55,7 +70,8 @@ type TraceOptions struct {
 type Trace struct {
 	Prepared *Prepared
 	Result   *Result // nil for a model without a decoder
-	// Arrays holds the recipe's tensors, each output of each picture stage, and the Array… names above.
+	// Arrays holds the recipe's tensors, each output of each picture stage, the outputs of the encoder but for keys and
+	// values, and the Array… names above.
 	Arrays map[string]Array
 }
 
@@ -70,7 +86,7 @@ func (e *Engine) Trace(ctx context.Context, req Request, opts TraceOptions) (*Tr
 	if err != nil {
 		return nil, err
 	}
-	made, err := e.features(ctx, p, true)
+	made, err := e.features(ctx, p, keepAll)
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +99,7 @@ func (e *Engine) Trace(ctx context.Context, req Request, opts TraceOptions) (*Tr
 	if t.Result, err = e.answer(ctx, req, p, made, 0, sink); err != nil {
 		return nil, err
 	}
+	maps.Copy(t.Arrays, sink.arrays)
 	hidden := int64(e.manifest.Decoder.HiddenSize)
 	t.Arrays[ArrayEmbeds] = Array{Shape: []int64{1, int64(len(sink.embeds)) / hidden, hidden}, Data: sink.embeds}
 	t.Arrays[ArrayFirstLogits] = Array{Shape: []int64{int64(len(sink.first))}, Data: sink.first}

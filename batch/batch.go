@@ -14,6 +14,7 @@
 package batch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -124,12 +125,7 @@ func withDefaults(o Options, m *manifest.Manifest) Options {
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = defaultMaxBytes
 	}
-	if o.Prompt == "" && m != nil {
-		o.Prompt = m.Prompt.Caption
-		if m.Prompt.Template == "" {
-			o.Prompt = m.Prompt.RawCaption
-		}
-	}
+	o.Prompt = cmp.Or(o.Prompt, CaptionPrompt(m))
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -416,3 +416,35 @@ func TestProgressCounts(t *testing.T) {
 		t.Fatalf("%+v", last)
 	}
 }
+
+func TestRequest(t *testing.T) {
+	one := []engine.Picture{{Source: "a"}}
+	two := []engine.Picture{{Source: "a"}, {Source: "b"}}
+	chat := &manifest.Manifest{Prompt: manifest.Prompt{Template: "t", Placeholder: "<image>", Caption: "Describe.", RawCaption: "raw"}}
+	raw := &manifest.Manifest{Prompt: manifest.Prompt{Placeholder: "<image>", Caption: "Describe.", RawCaption: "<image>a photo of"}}
+	bare := &manifest.Manifest{Prompt: manifest.Prompt{Caption: "Describe."}}
+	text := func(s string) engine.Part { return engine.Part{Type: engine.PartText, Text: s} }
+	picture := func(p *engine.Picture) engine.Part { return engine.Part{Type: engine.PartImage, Picture: p} }
+	user := func(parts ...engine.Part) engine.Request {
+		return engine.Request{Messages: []engine.Message{{Role: "user", Content: parts}}}
+	}
+	for _, tc := range []struct {
+		name     string
+		m        *manifest.Manifest
+		pictures []engine.Picture
+		prompt   string
+		want     engine.Request
+	}{
+		{"chat", chat, two, "Which?", user(picture(&two[0]), picture(&two[1]), text("Which?"))},
+		{"chat caption", chat, one, "", user(picture(&one[0]), text("Describe."))},
+		{"chat text", chat, nil, "Hello", user(text("Hello"))},
+		{"raw caption", raw, one, "", engine.Request{Raw: true, Prompt: "<image>a photo of", Pictures: one}},
+		{"raw question", raw, two, "Which?", engine.Request{Raw: true, Prompt: "<image><image>Which?", Pictures: two}},
+		{"raw with placeholders", raw, one, "In <image>?", engine.Request{Raw: true, Prompt: "In <image>?", Pictures: one}},
+		{"no placeholder at all", bare, one, "", engine.Request{Raw: true, Prompt: "Describe.", Pictures: one}},
+	} {
+		if d := cmp.Diff(tc.want, Request(tc.m, tc.pictures, tc.prompt), cmpopts.IgnoreFields(engine.Request{}, "Token")); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, d)
+		}
+	}
+}

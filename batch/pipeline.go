@@ -183,7 +183,10 @@ func (r *runner) caption(ctx context.Context, item Item) (row Row, err error) {
 			row.Width, row.Height = w, h
 		}
 	}
-	result, err := r.model.Generate(ctx, r.request(engine.Picture{Data: data, Source: item.Path, IgnoreEXIF: r.opts.IgnoreEXIF}))
+	picture := engine.Picture{Data: data, Source: item.Path, IgnoreEXIF: r.opts.IgnoreEXIF}
+	req := Request(r.model.Manifest(), []engine.Picture{picture}, r.opts.Prompt)
+	req.MaxTokens = r.opts.MaxTokens
+	result, err := r.model.Generate(ctx, req)
 	switch {
 	case err == nil:
 		row.Caption, row.Tokens = result.Text, result.Usage.CompletionTokens
@@ -195,21 +198,6 @@ func (r *runner) caption(ctx context.Context, item Item) (row Row, err error) {
 		row.Error = requestError(err, r.opts.PictureKind)
 	}
 	return row, nil
-}
-
-// request asks about one picture: picture first, then the text, through the chat template where the model has one.
-func (r *runner) request(p engine.Picture) engine.Request {
-	req := engine.Request{MaxTokens: r.opts.MaxTokens}
-	m := r.model.Manifest()
-	if m.Prompt.Template == "" {
-		req.Raw, req.Prompt, req.Pictures = true, r.opts.Prompt, []engine.Picture{p}
-		return req
-	}
-	req.Messages = []engine.Message{{Role: "user", Content: []engine.Part{
-		{Type: engine.PartImage, Picture: &p},
-		{Type: engine.PartText, Text: r.opts.Prompt},
-	}}}
-	return req
 }
 
 // collect writes the rows in order. When the run ends early it still writes what is finished without a gap.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"glimpse/batch"
 	"glimpse/engine"
 	"glimpse/manifest"
 
@@ -164,26 +165,13 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 	if err != nil {
 		return req, err
 	}
-	if o.Raw || m.Prompt.Template == "" {
-		if !prompted {
-			prompt = m.Prompt.RawCaption
-		}
+	if o.Raw {
 		req.Raw, req.Prompt, req.Pictures = true, prompt, pictures
 		return req, nil
 	}
-	if !prompted {
-		prompt = m.Prompt.Caption
-	}
-	req.Messages = []engine.Message{userMessage(pictures, prompt)}
+	asked := batch.Request(m, pictures, prompt)
+	req.Messages, req.Raw, req.Prompt, req.Pictures = asked.Messages, asked.Raw, asked.Prompt, asked.Pictures
 	return req, nil
-}
-
-func userMessage(pictures []engine.Picture, prompt string) engine.Message {
-	content := make([]engine.Part, 0, len(pictures)+1)
-	for i := range pictures {
-		content = append(content, engine.Part{Type: engine.PartImage, Picture: &pictures[i]})
-	}
-	return engine.Message{Role: "user", Content: append(content, engine.Part{Type: engine.PartText, Text: prompt})}
 }
 
 // askStreaming prints the answer's text as it becomes final. Printing happens beside the engine, which must not wait

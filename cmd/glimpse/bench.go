@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"glimpse/batch"
 	"glimpse/engine"
 	"glimpse/graphs"
 	"glimpse/manifest"
@@ -204,13 +205,7 @@ func benchRequest(ctx context.Context, e *engine.Engine, o BenchOptions, picture
 		if m.Picture != nil {
 			pictures = []engine.Picture{{Data: picture, Source: firstOf(o.Image, "the drawn picture")}}
 		}
-		req := engine.Request{}
-		if m.Prompt.Template == "" {
-			req.Raw, req.Prompt, req.Pictures = true, m.Prompt.RawCaption+text, pictures
-			return req
-		}
-		req.Messages = []engine.Message{userMessage(pictures, m.Prompt.Caption+text)}
-		return req
+		return batch.Request(m, pictures, batch.CaptionPrompt(m)+text)
 	}
 	tokens := func(words int) (int, error) {
 		p, err := e.Prepare(ctx, ask(strings.Repeat(" red", words)))

@@ -496,3 +496,86 @@ func TestBench(t *testing.T) {
 		t.Errorf("%+v", b)
 	}
 }
+
+// From a folder, a configuration and a tensor list: each gives a checkpoint that converts and answers, whatever it says.
+func TestSynth(t *testing.T) {
+	for name, source := range map[string]string{"folder": checkpoint, "configuration": filepath.Join(checkpoint, "config.json")} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			made, m := filepath.Join(dir, "made"), filepath.Join(dir, "m")
+			s := decode[synthReply](t, must(t, "synth", source, "-o", made, "--seed", "3", "--json").stdout)
+			if s.Tensors < 10 || s.Bytes <= 0 || (s.StandInTokens > 0) != (name == "configuration") {
+				t.Errorf("%+v", s)
+			}
+			refused(t, glimpse(t, "synth", source, "-o", made), made)
+			must(t, "convert", made, "-o", m)
+			r := decode[reply](t, must(t, "ask", m, "--image", filepath.Join(media, "cat.png"), "--max-tokens", "3", "--json").stdout)
+			if len(r.TokenIDs) == 0 {
+				t.Errorf("%+v", r)
+			}
+			again := filepath.Join(dir, "again")
+			must(t, "synth", source, "-o", again, "--seed", "3")
+			for _, file := range s.Files {
+				a, err := os.ReadFile(filepath.Join(made, file))
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := os.ReadFile(filepath.Join(again, file))
+				if err != nil || !bytes.Equal(a, b) {
+					t.Errorf("%s differs with the same seed: %v", file, err)
+				}
+			}
+		})
+	}
+}
+
+// An interrupted conversion leaves nothing, and says so in the usual way.
+func TestConvertInterrupted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 200 MB")
+	}
+	big := copyCheckpoint(t)
+	editJSON(t, filepath.Join(big, "config.json"), func(v map[string]any) {
+		text := v["text_config"].(map[string]any)
+		text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"] = 512, 8192, 6
+		text["num_attention_heads"], text["num_key_value_heads"] = 8, 2
+	})
+	dir := t.TempDir()
+	made, place := filepath.Join(dir, "made"), filepath.Join(dir, "place")
+	must(t, "synth", filepath.Join(big, "config.json"), "-o", made)
+	if err := os.Mkdir(place, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	interrupted := 0
+	for range 3 {
+		cmd := command(t, "convert", made, "-o", filepath.Join(place, "m"), "--precision", "int4")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(20 * time.Second); len(entries(t, place)) == 0 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if cmd.ProcessState.ExitCode() == 0 { // it was faster than the signal
+			if err := os.RemoveAll(filepath.Join(place, "m")); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		interrupted++
+		if code := cmd.ProcessState.ExitCode(); code != exitInterrupted || stderr.String() != "glimpse: interrupted\n" {
+			t.Errorf("exit %d: %q", code, stderr.String())
+		}
+		if left := entries(t, place); len(left) > 0 {
+			t.Fatalf("left behind: %v", left)
+		}
+	}
+	if interrupted == 0 {
+		t.Error("no conversion was interrupted: the checkpoint is too small for this test")
+	}
+}

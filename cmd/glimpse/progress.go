@@ -62,24 +62,34 @@ func (a *app) newMeter(verb string, u unit) *meter {
 // update says that done of total is finished; total -1 is not known yet. skipped of done cost no work and do not count
 // for the speed. note is shown beside it.
 func (m *meter) update(done, total, skipped int64, note string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if done < m.done {
-		return // a slower goroutine's older news
+	if !m.remember(done, skipped, note) {
+		return
 	}
-	m.done, m.skipped, m.note = done, skipped, note
-	if m.bar != nil {
+	if m.bar != nil { // without the lock: drawing calls speed, which takes it
 		if total >= 0 {
 			m.bar.SetTotal(total, false)
 		}
 		m.bar.SetCurrent(done)
 		return
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if time.Since(m.printed) < plainEvery {
 		return
 	}
 	m.printed = time.Now()
 	fmt.Fprintf(m.out, "%s: %s\n", m.verb, m.line(done, total, note))
+}
+
+// remember takes the news in, unless it is older than what is known: goroutines may overtake each other.
+func (m *meter) remember(done, skipped int64, note string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if done < m.done {
+		return false
+	}
+	m.done, m.skipped, m.note = done, skipped, note
+	return true
 }
 
 // line is one plain line, such as "decoder, 1.2 GiB of 3.4 GiB, 210 MiB/s, 11s left".

@@ -55,9 +55,24 @@ func runSynth(ctx context.Context, a *app, o SynthOptions, source string) error 
 	if err != nil {
 		return err
 	}
+	r := synthReply{o.Out, summary.Tensors, summary.Parameters, summary.Bytes, summary.Files, summary.StandInTokens}
 	if o.JSON {
-		return writeJSON(a.stdout, summary)
+		return writeJSON(a.stdout, r)
 	}
-	_, err = fmt.Fprintf(a.stdout, "wrote %s: %d tensors, %s parameters, %s\n", o.Out, summary.Tensors, quantity(summary.Parameters), byteSize(summary.Bytes))
+	text := fmt.Sprintf("wrote %s: %d tensors, %s parameters, %s in %d files", r.Checkpoint, r.Tensors, quantity(r.Parameters), byteSize(r.Bytes), len(r.Files))
+	if r.StandInTokens > 0 {
+		text += fmt.Sprintf("; the tokenizer is a byte-level stand-in of %d tokens", r.StandInTokens)
+	}
+	_, err = fmt.Fprintln(a.stdout, text)
 	return err
+}
+
+// synthReply is the JSON of synth; its keys are public.
+type synthReply struct {
+	Checkpoint    string   `json:"checkpoint"`
+	Tensors       int      `json:"tensors"`
+	Parameters    int64    `json:"parameters"`
+	Bytes         int64    `json:"bytes"`
+	Files         []string `json:"files"`
+	StandInTokens int      `json:"stand_in_tokens"` // 0: the tokenizer came along
 }

@@ -44,6 +44,7 @@ type Engine struct {
 	pictures    *pictures  // nil: the model takes none
 	stages      *stages    // as pictures
 	instruction *textInput // nil: the picture stages read no text
+	scorer      *scorer    // nil: the model compares no pictures with texts
 	embeddings  *embeddingTable
 	decoder     *decoder   // nil: the model generates no text
 	scheduler   *scheduler // as decoder
@@ -132,6 +133,11 @@ func (e *Engine) load(ctx context.Context, folder string, opts Options) (err err
 	}
 	if m.Instruction != nil {
 		if e.instruction, err = openTextInput(folder, *m.Instruction); err != nil {
+			return err
+		}
+	}
+	if m.Scoring != nil {
+		if e.scorer, err = openScorer(ctx, folder, m, e.stages, opts); err != nil {
 			return err
 		}
 	}
@@ -235,7 +241,7 @@ func (e *Engine) Close() error {
 			e.scheduler.close()
 		}
 		e.users.Wait()
-		e.err = errors.Join(e.decoder.Close(), e.stages.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
+		e.err = errors.Join(e.decoder.Close(), e.scorer.Close(), e.stages.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
 	})
 	return e.err
 }

@@ -86,12 +86,11 @@ func (p *stages) run(ctx context.Context, tensors map[string]Array, keep keeping
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case p.gate <- struct{}{}:
-		defer func() { <-p.gate }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	leave, err := p.enter(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	r := &stageResult{keep: keep}
 	if keep != nil {
 		r.arrays = map[string]Array{}
@@ -107,6 +106,23 @@ func (p *stages) run(ctx context.Context, tensors map[string]Array, keep keeping
 		}
 	}
 	return r, nil
+}
+
+// enter waits for the machine; leave gives it to the next.
+func (p *stages) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case p.gate <- struct{}{}:
+		return func() { <-p.gate }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// makes reports whether a stage has the output.
+func (p *stages) makes(name string) bool {
+	return slices.ContainsFunc(p.list, func(s stage) bool {
+		return slices.ContainsFunc(s.session.Outputs(), func(port graphs.Port) bool { return port.Name == name })
+	})
 }
 
 // commonTiles returns the leading dimension that all tensors share.

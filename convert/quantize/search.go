@@ -5,44 +5,35 @@ package quantize
 // tried. With the codes q (relative to the zero point) that a candidate gives, the best scale for these codes is Σwq/Σq²
 // and leaves the squared error Σw² − (Σwq)²/Σq², so a candidate costs one pass; the winner's codes are then taken anew at
 // its best scale. Rounding takes part, so the result is never worse.
+//
+// Also tried and left out: the longer side for the other sign, and zero points shifted by one. They double the time and
+// take off less than 0.2 % of the error.
 
 // searchFloor is the smallest multiple tried. On normal weights 0.6 to 0.85 end within 0.3 % of each other.
 const searchFloor = 0.8
 
 // search returns the best grid for the values. scratch has room for them.
-func (b Blocks) search(values []float32, fitted grid, asymmetric bool, scratch []float32) grid {
+func (b Blocks) search(values []float32, fitted grid, scratch []float32) grid {
 	// Relative to the fitting scale, everything is of the size of the codes: float32 is enough, whatever the weights are.
 	scaled := scratch[:len(values)]
 	for i, v := range values {
 		scaled[i] = v * fitted.inverse
 	}
-	var best grid
+	best := fitted
 	gain := float32(-1) // (Σwq)²/Σq²: Σw² is the same for all
-	consider := func(scale float32, zero int32) {
-		g := grid{zero: zero, top: fitted.top}.scaled(scale)
-		wq, qq := g.moments(scaled)
-		if qq > 0 && wq*wq > gain*qq {
-			gain = wq * wq / qq
-			best = g.scaled(wq / qq)
-		}
-	}
 	for i := range b.Search + 1 {
 		multiple := 1 - (1-searchFloor)*float32(i)/float32(b.Search)
-		consider(multiple, fitted.zero)
-		switch {
-		case !asymmetric:
-			consider(-multiple, fitted.zero) // the longer side for the other sign
-		case i > 0: // a smaller scale shifts where 0 falls: either end may be the one to clip
-			consider(multiple, max(fitted.zero-1, 0))
-			consider(multiple, min(fitted.zero+1, fitted.top))
+		wq, qq := fitted.scaled(multiple).moments(scaled)
+		if qq > 0 && wq*wq > gain*qq {
+			gain = wq * wq / qq
+			best = fitted.scaled(wq / qq * fitted.scale)
 		}
 	}
-	g := grid{zero: best.zero, top: fitted.top}.scaled(best.scale * fitted.scale)
-	usable := g.scale >= negligible || g.scale <= -negligible
-	if gain < 0 || !usable || g.squaredError(values) >= fitted.squaredError(values) {
+	usable := best.scale >= negligible || best.scale <= -negligible
+	if !usable || best.squaredError(values) >= fitted.squaredError(values) {
 		return fitted
 	}
-	return g
+	return best
 }
 
 // moments are Σwq and Σq² for the codes of g, relative to its zero point.

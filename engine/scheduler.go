@@ -243,7 +243,8 @@ func (d *scheduler) only(slot, n int) {
 //
 // With dynamic NTK scaling upstream computes the tables anew whenever the sequence outgrows the original context, from
 // its length at that forward pass; keys in the cache keep the rotation they were made with. A prompt is one forward pass
-// there, however many chunks it is here, so all its chunks use the tables of the whole prompt.
+// there, however many chunks it is here, so all its chunks use the tables of the whole prompt. (Upstream's rotary module also
+// remembers the longest sequence it has ever seen; a request here is as if it were the first.)
 func (d *scheduler) ropeLength(q *sequence, n int) int {
 	length := max(q.cached+n, q.prompt)
 	if d.ropeLimit == 0 || length <= d.ropeLimit {

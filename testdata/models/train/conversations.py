@@ -51,9 +51,9 @@ def training_turns(drawn: scenes.Scene, rng: random.Random) -> list[Turn]:
 
 
 def test_turns(drawn: scenes.Scene, rng: random.Random) -> list[Turn]:
-    """The caption by the product's default prompt, and the questions with the usual instruction."""
+    """The caption by the product's default prompt, and a question of every kind with the usual instruction."""
     turns = [Turn("caption", llama_tokenizer.CAPTION_PROMPT, drawn.caption())]
-    for question in drawn.questions(rng):
+    for question in drawn.one_question_of_each_kind(rng):
         turns.append(Turn(question.kind, scenes.short_answer_prompt(question.text), question.answer))
     return turns
 

@@ -16,7 +16,8 @@ from conversations import IGNORED, Rows
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 8
-IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
+GRID = IMAGE_SIZE // PATCH_SIZE
+IMAGE_TOKENS = GRID * GRID
 PLACEHOLDERS = slice(4, 4 + IMAGE_TOKENS)  # after <s>, ▁USER, : and ▁
 CONTEXT_LENGTH = 512
 EXPORT_DTYPE = torch.float16  # what the released LLaVA-1.5 is stored in
@@ -66,40 +67,44 @@ def new_model(tokenizer: Tokenizer) -> LlavaForConditionalGeneration:
     return LlavaForConditionalGeneration(config).float()
 
 
-def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
-    """[pictures, IMAGE_TOKENS, text hidden]. Equal to the model's own, without running the tower's unused layer."""
+def vision_features(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+    """[pictures, IMAGE_TOKENS, vision hidden]: vision_feature_layer -2 without CLS, not running the unused last layer."""
     tower = model.model.vision_tower
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, attention_mask=None)
-    return model.model.multi_modal_projector(hidden[:, 1:])
+    return hidden[:, 1:]
 
 
-def text_hidden_states(
+def hidden_states(
     model: LlavaForConditionalGeneration,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     may_attend: torch.Tensor,
     position_ids: torch.Tensor,
-) -> torch.Tensor:
-    """[rows, length, text hidden]: one picture a row, its placeholders where PLACEHOLDERS says."""
-    features = image_features(model, pixel_values)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The decoder's last hidden states [rows, length, text hidden] and the vision features; one picture a row."""
+    features = vision_features(model, pixel_values)
     embeddings = model.model.language_model.embed_tokens(input_ids)
     before, after = embeddings[:, : PLACEHOLDERS.start], embeddings[:, PLACEHOLDERS.stop :]
-    return model.model.language_model(
-        inputs_embeds=torch.cat([before, features, after], 1),
+    hidden = model.model.language_model(
+        inputs_embeds=torch.cat([before, model.model.multi_modal_projector(features), after], 1),
         attention_mask=may_attend,
         position_ids=position_ids,
         use_cache=False,
     ).last_hidden_state
+    return hidden, features
 
 
-def answer_logits(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor, rows: Rows, forward=text_hidden_states) -> torch.Tensor:
-    """Logits [learnt tokens, vocabulary] at the places whose next token belongs to an answer, row by row."""
+def answer_logits(
+    model: LlavaForConditionalGeneration, pixel_values: torch.Tensor, rows: Rows, forward=hidden_states
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [learnt tokens, vocabulary] at the places whose next token belongs to an answer, row by row, and the
+    vision features. `forward` may be a compiled hidden_states."""
     if not (rows.input_ids[:, PLACEHOLDERS] == model.config.image_token_id).all():
         raise ValueError(f"the picture's placeholders are not at {PLACEHOLDERS}")
-    hidden = forward(model, pixel_values, rows.input_ids, rows.may_attend, rows.position_ids)
-    return model.lm_head(hidden[rows.labels != IGNORED])
+    hidden, features = forward(model, pixel_values, rows.input_ids, rows.may_attend, rows.position_ids)
+    return model.lm_head(hidden[rows.labels != IGNORED]), features
 
 
 # --- export ------------------------------------------------------------------------------------------------------
@@ -128,6 +133,7 @@ def export(state: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path) -
         if not name.endswith("position_ids")
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in _published_files(tokenizer).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

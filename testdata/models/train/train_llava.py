@@ -21,6 +21,7 @@ from transformers import LlavaForConditionalGeneration
 import conversations
 import llama_tokenizer
 import llava_model
+import patch_labels
 import pixels
 import scenes
 
@@ -34,8 +35,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
     parser.add_argument("--row-length", type=int, default=160, help="tokens a picture: its caption and what questions fit")
     parser.add_argument("--compile", action="store_true", help="compile the forward pass (needs a C++ compiler)")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--muon-factor", type=float, default=1.0, help="Muon's learning rate as a multiple of AdamW's")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
+    parser.add_argument("--patch-loss", type=float, default=0.5, help="weight of the tower's patch labels (patch_labels.py)")
+    parser.add_argument("--question-weight", type=float, default=3.0, help="of a short answer's token; a caption's has 1")
     parser.add_argument("--warmup", type=float, default=0.04, help="share of the schedule")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights, which are what is exported")
     parser.add_argument("--evaluate-every", type=int, default=1000)
@@ -54,9 +59,10 @@ class Run:
         self.tokenizer = llama_tokenizer.build(llama_tokenizer.lexicon_texts())
         self.packer = conversations.Packer(self.tokenizer, llava_model.IMAGE_TOKENS)
         self.model = llava_model.new_model(self.tokenizer)
+        self.probe = patch_labels.PatchProbe(llava_model.VISION_SHAPE["hidden_size"])
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=options.learning_rate, betas=(0.9, 0.98))
-        self.forward = llava_model.text_hidden_states
+        self.optimizers = self._optimizers()
+        self.forward = llava_model.hidden_states
         if options.compile:
             self.forward = torch.compile(self.forward, dynamic=False)
         self.step = 0
@@ -65,13 +71,35 @@ class Run:
         if options.resume:
             self._load()
 
-    def _parameter_groups(self) -> list[dict]:
-        matrices = [parameter for parameter in self.model.parameters() if parameter.ndim >= 2]
-        vectors = [parameter for parameter in self.model.parameters() if parameter.ndim < 2]
-        return [
-            {"params": matrices, "weight_decay": self.options.weight_decay},
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW for everything, or Muon for the matrices inside the layers and AdamW for the rest."""
+        options = self.options
+        layers, matrices, vectors = [], list(self.probe.parameters()), []
+        for name, parameter in self.model.named_parameters():
+            if parameter.ndim < 2:
+                vectors.append(parameter)
+            elif options.optimizer == "muon" and parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+                layers.append(parameter)
+            else:
+                matrices.append(parameter)
+        groups = [
+            {"params": matrices, "weight_decay": options.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))]
+        if layers:
+            optimizers.append(
+                torch.optim.Muon(
+                    layers,
+                    lr=options.learning_rate * options.muon_factor,
+                    weight_decay=options.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"]
+        return optimizers
 
     def train(self) -> None:
         options = self.options
@@ -79,8 +107,9 @@ class Run:
         losses: list[float] = []
         while self.step < options.steps and self.seconds < options.minutes * 60:
             progress = max(self.step / options.steps, self.seconds / 60 / options.minutes)
-            for group in self.optimizer.param_groups:
-                group["lr"] = options.learning_rate * one_cycle(progress, options.warmup)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * one_cycle(progress, options.warmup)
             loss = self._train_step()
             losses.append(loss)
             self.step += 1
@@ -92,17 +121,23 @@ class Run:
         self._checkpoint()
 
     def _train_step(self) -> float:
-        pictures, rows = self._next_batch()
-        logits = llava_model.answer_logits(self.model, pictures, rows, self.forward)
-        loss = torch.nn.functional.cross_entropy(logits, rows.labels[rows.labels != conversations.IGNORED])
-        self.optimizer.zero_grad(set_to_none=True)
+        pictures, patches, rows = self._next_batch()
+        logits, features = llava_model.answer_logits(self.model, pictures, rows, self.forward)
+        learnt = rows.labels != conversations.IGNORED
+        losses = torch.nn.functional.cross_entropy(logits, rows.labels[learnt], reduction="none")
+        weights = torch.where(rows.branch_ids[learnt] == 1, 1.0, self.options.question_weight)  # branch 1 is the caption
+        answer_loss = (weights * losses).sum() / weights.sum()
+        loss = answer_loss + self.options.patch_loss * self.probe.loss(features, patches)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._average()
-        return loss.item()
+        return answer_loss.item()
 
-    def _next_batch(self) -> tuple[torch.Tensor, conversations.Rows]:
+    def _next_batch(self) -> tuple[torch.Tensor, torch.Tensor, conversations.Rows]:
         rng = random.Random(f"questions/{self.options.seed}/{self.step}")
         batch = []
         for index, drawn in scenes.scenes_of("train", self.next_scene):
@@ -113,7 +148,8 @@ class Run:
         length = self.options.row_length
         turns = [self.packer.fitting(conversations.training_turns(drawn, rng), length) for drawn in batch]
         pictures = pixels.pixel_values([drawn.draw() for drawn in batch], llava_model.IMAGE_SIZE)
-        return pictures, self.packer.pack(turns, length)
+        patches = torch.stack([patch_labels.patch_labels(drawn, llava_model.GRID) for drawn in batch])
+        return pictures, patches, self.packer.pack(turns, length)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -133,7 +169,8 @@ class Run:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "averaged": self.averaged,
-            "optimizer": self.optimizer.state_dict(),
+            "probe": self.probe.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         unfinished = self.options.work / "state.pt.new"
         torch.save(state, unfinished)
@@ -146,7 +183,9 @@ class Run:
         self.step, self.next_scene, self.seconds = state["step"], state["next_scene"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.averaged = state["averaged"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.probe.load_state_dict(state["probe"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def _log(self, **values) -> None:
         line = json.dumps({"step": self.step, "minutes": round(self.seconds / 60, 2), **values})
@@ -175,7 +214,8 @@ def exact_match(model: LlavaForConditionalGeneration, packer: conversations.Pack
     for start in range(0, count, 50):
         some = drawn[start : start + 50]
         rows = packer.pack([conversations.test_turns(each, random.Random(number)) for number, each in enumerate(some, start)])
-        logits = llava_model.answer_logits(model, pixels.pixel_values([each.draw() for each in some], llava_model.IMAGE_SIZE), rows)
+        pictures = pixels.pixel_values([each.draw() for each in some], llava_model.IMAGE_SIZE)
+        logits, _ = llava_model.answer_logits(model, pictures, rows)
         learnt = rows.labels != conversations.IGNORED
         hit = torch.ones_like(rows.labels, dtype=torch.bool)
         hit[learnt] = logits.argmax(-1) == rows.labels[learnt]

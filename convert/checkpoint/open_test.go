@@ -148,6 +148,15 @@ func TestBrokenIndex(t *testing.T) {
 	}
 }
 
+func TestNotAFile(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.Mkdir(filepath.Join(folder, "model.safetensors"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(context.Background(), folder)
+	expectError(t, "folder", err, "model.safetensors: is not a regular file")
+}
+
 func TestMerge(t *testing.T) {
 	ctx := context.Background()
 	open := func(folder string) Checkpoint {

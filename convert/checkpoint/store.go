@@ -23,19 +23,30 @@ type dataFile struct {
 }
 
 func openDataFile(path, name string) (*dataFile, error) {
+	f, size, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	return &dataFile{name: name, path: path, size: size, File: f}, nil
+}
+
+// openRegular opens a file, or what a link leads to. It looks before it opens: opening a pipe would wait for a writer.
+func openRegular(path string) (*os.File, int64, error) {
+	if info, err := os.Stat(path); err != nil {
+		return nil, 0, err
+	} else if !info.Mode().IsRegular() {
+		return nil, 0, errors.New("is not a regular file")
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("is not a regular file")
-	}
 	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, 0, err
 	}
-	return &dataFile{name: name, path: path, size: info.Size(), File: f}, nil
+	return f, info.Size(), nil
 }
 
 // readFull is pread until dst is full. The sizes were checked when the file was opened, so an end of file means that it

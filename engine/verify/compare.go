@@ -29,7 +29,7 @@ const (
 )
 
 // order is that in which a model makes its arrays; others follow by name.
-var order = []string{"vision_features", "projected", engine.ArrayEmbeds, engine.ArrayFirstLogits, engine.ArrayLastLogits}
+var order = []string{"vision_features", "qformer_image", "qformer", "projected", engine.ArrayEmbeds, "encoder_last_hidden_state", engine.ArrayFirstLogits, engine.ArrayLastLogits}
 
 // sortedArrays returns the arrays of a case but for its pixels.
 func sortedArrays(arrays map[string]string) []string {
@@ -51,8 +51,20 @@ func sortedArrays(arrays map[string]string) []string {
 	return names
 }
 
+// tolerance returns what an array that the graphs made may be off, absolute.
+func tolerance(name string, want golden.Array) float64 {
+	if name == engine.ArrayFirstLogits || name == engine.ArrayLastLogits {
+		return logitsTolerance
+	}
+	largest := 0.0
+	for _, v := range want.Data {
+		largest = max(largest, math.Abs(float64(v)))
+	}
+	return relativeTolerance * largest
+}
+
 // compareArray compares an array that the graphs made.
-func compareArray(name string, have engine.Array, want golden.Array) Row {
+func compareArray(name string, have engine.Array, want golden.Array, tolerance float64) Row {
 	r := Row{Array: name}
 	if !slices.Equal(have.Shape, want.Shape) {
 		r.Note = fmt.Sprintf("have shape %v, want %v", have.Shape, want.Shape)
@@ -62,14 +74,11 @@ func compareArray(name string, have engine.Array, want golden.Array) Row {
 		r.Note = "the stored array is empty"
 		return r
 	}
-	r.Tolerance = logitsTolerance
-	if name != engine.ArrayFirstLogits && name != engine.ArrayLastLogits {
-		largest := 0.0
-		for _, v := range want.Data {
-			largest = max(largest, math.Abs(float64(v)))
-		}
-		r.Tolerance = relativeTolerance * largest
+	if len(have.Data) != len(want.Data) {
+		r.Note = fmt.Sprintf("have %d values, want %d", len(have.Data), len(want.Data))
+		return r
 	}
+	r.Tolerance = tolerance
 	d := differences(have.Data, want.Data)
 	r.MaxAbsDiff = d.max
 	r.OK = d.max <= r.Tolerance // false for NaN

@@ -28,15 +28,15 @@ func TestCompareArray(t *testing.T) {
 		{"NaN", "projected", []float32{nan, -10}, 1e-3, false},
 		{"NaN after a difference", "projected", []float32{1.0001, nan}, 1e-3, false},
 	} {
-		r := compareArray(c.array, engine.Array{Shape: []int64{2}, Data: c.have}, want)
+		r := compareArray(c.array, engine.Array{Shape: []int64{2}, Data: c.have}, want, tolerance(c.array, want))
 		if r.OK != c.ok || math.Abs(r.Tolerance-c.tol) > 1e-9 || (r.Note == "") != c.ok {
 			t.Errorf("%s: %+v", c.name, r)
 		}
 	}
-	if r := compareArray("x", engine.Array{Shape: []int64{1, 2}, Data: want.Data}, want); r.OK {
+	if r := compareArray("x", engine.Array{Shape: []int64{1, 2}, Data: want.Data}, want, 1); r.OK {
 		t.Error("another shape is ok")
 	}
-	if r := compareArray("x", engine.Array{Shape: []int64{0}}, golden.Array{Shape: []int64{0}}); r.OK {
+	if r := compareArray("x", engine.Array{Shape: []int64{0}}, golden.Array{Shape: []int64{0}}, 1); r.OK {
 		t.Error("an empty array is ok")
 	}
 }

@@ -131,6 +131,10 @@ func (k *checker) run(ctx context.Context) {
 	if !k.supported() {
 		return
 	}
+	if len(k.c.Texts) > 0 {
+		k.scores(ctx)
+		return
+	}
 	req, err := k.request()
 	if err != nil {
 		k.fail("case", "%v", err)
@@ -142,7 +146,7 @@ func (k *checker) run(ctx context.Context) {
 		return
 	}
 	k.prompt(fromFile)
-	given, ok := k.storedPixels(fromFile)
+	given, ok := k.storedPixels(fromFile.Arrays)
 	if !ok {
 		return
 	}
@@ -153,7 +157,7 @@ func (k *checker) run(ctx context.Context) {
 			return
 		}
 	}
-	k.arrays(stored)
+	k.arrays(stored.Arrays)
 	k.answers(fromFile, stored, given != nil)
 }
 
@@ -178,27 +182,15 @@ func (k *checker) supported() bool {
 // request makes the case's request, with its pictures read from the media folder.
 func (k *checker) request() (engine.Request, error) {
 	req := engine.Request{MaxTokens: max(1, len(k.c.Expected.GeneratedIDs))}
-	pictures := make([]engine.Picture, len(k.c.Images))
-	for i, name := range k.c.Images {
-		path := k.set.Media(name)
-		info, err := os.Stat(path)
-		if err != nil {
-			return req, fmt.Errorf("media: %w", err)
-		}
-		if info.Size() > preprocess.DefaultMaxBytes {
-			return req, fmt.Errorf("media %s: %d bytes", path, info.Size())
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return req, fmt.Errorf("media: %w", err)
-		}
-		pictures[i] = engine.Picture{Data: data, Source: name, IgnoreEXIF: k.c.Options.EXIF != nil && !*k.c.Options.EXIF}
+	pictures, err := k.pictures()
+	if err != nil {
+		return req, err
 	}
 	if len(k.c.Messages) == 0 {
-		if k.c.Prompt == nil {
-			return req, errors.New("the case has no prompt and no messages, which this version does not run")
+		req.Raw, req.Pictures = true, pictures
+		if k.c.Prompt != nil { // null: the pictures alone
+			req.Prompt = *k.c.Prompt
 		}
-		req.Raw, req.Prompt, req.Pictures = true, *k.c.Prompt, pictures
 		return req, nil
 	}
 	next := 0
@@ -230,6 +222,27 @@ func (k *checker) request() (engine.Request, error) {
 	return req, nil
 }
 
+// pictures reads the case's pictures from the media folder.
+func (k *checker) pictures() ([]engine.Picture, error) {
+	pictures := make([]engine.Picture, len(k.c.Images))
+	for i, name := range k.c.Images {
+		path := k.set.Media(name)
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, fmt.Errorf("media: %w", err)
+		}
+		if info.Size() > preprocess.DefaultMaxBytes {
+			return nil, fmt.Errorf("media %s: %d bytes", path, info.Size())
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("media: %w", err)
+		}
+		pictures[i] = engine.Picture{Data: data, Source: name, IgnoreEXIF: k.c.Options.EXIF != nil && !*k.c.Options.EXIF}
+	}
+	return pictures, nil
+}
+
 // prompt compares what is made from text and sizes.
 func (k *checker) prompt(t *engine.Trace) {
 	want, have := k.c.Expected, t.Prepared
@@ -242,10 +255,37 @@ func (k *checker) prompt(t *engine.Trace) {
 	if want.NumImageTokens != nil {
 		k.equal("num_image_tokens", have.ImageTokens == *want.NumImageTokens, "have %d, want %d", have.ImageTokens, *want.NumImageTokens)
 	}
+	if want.QFormerInputIDs != nil {
+		k.instruction(t.Arrays, want.QFormerInputIDs)
+	}
+	if want.DecoderStartToken != nil {
+		start := -1
+		if d := k.engine.Manifest().Decoder; d != nil && d.Encoder != nil {
+			start = d.Encoder.StartToken
+		}
+		k.equal("decoder_start_token_id", start == *want.DecoderStartToken, "have %d, want %d", start, *want.DecoderStartToken)
+	}
+}
+
+// instruction compares the ids that the picture stages read, a row a picture.
+func (k *checker) instruction(arrays map[string]engine.Array, want []int32) {
+	const name = "qformer_input_ids"
+	spec := k.engine.Manifest().Instruction
+	if spec == nil {
+		k.fail(name, "the model's picture stages read no text")
+		return
+	}
+	have := arrays[spec.IDs]
+	row := make([]int64, len(want))
+	for i, id := range want {
+		row[i] = int64(id)
+	}
+	same := len(have.Shape) == 2 && have.Shape[0] == int64(len(k.c.Images)) && slices.Equal(have.Int64, slices.Repeat(row, len(k.c.Images)))
+	k.equal(name, same, "have %v of shape %v, want %v", have.Int64, have.Shape, want)
 }
 
 // storedPixels compares pixel_values from the file with the stored ones and returns the latter; nil for a case without.
-func (k *checker) storedPixels(t *engine.Trace) (map[string]engine.Array, bool) {
+func (k *checker) storedPixels(arrays map[string]engine.Array) (map[string]engine.Array, bool) {
 	key, ok := k.c.Arrays[pixelValues]
 	if !ok {
 		if len(k.c.Images) > 0 {
@@ -259,7 +299,7 @@ func (k *checker) storedPixels(t *engine.Trace) (map[string]engine.Array, bool) 
 		k.fail(pixelValues, "%v", err)
 		return nil, false
 	}
-	have, ok := t.Arrays[pixelValues]
+	have, ok := arrays[pixelValues]
 	if !ok {
 		k.fail(pixelValues, "the model's picture recipe makes no such tensor")
 		return nil, false
@@ -269,19 +309,22 @@ func (k *checker) storedPixels(t *engine.Trace) (map[string]engine.Array, bool) 
 }
 
 // arrays compares every other array of the case, in the order that the model makes them.
-func (k *checker) arrays(t *engine.Trace) {
+func (k *checker) arrays(arrays map[string]engine.Array) {
 	for _, name := range sortedArrays(k.c.Arrays) {
 		want, err := k.set.Arrays.Read(k.c.Arrays[name])
 		if err != nil {
 			k.fail(name, "%v", err)
 			continue
 		}
-		have, ok := t.Arrays[name]
+		have, ok := arrays[name]
+		if alias := aliases[name]; !ok && alias != "" {
+			have, ok = arrays[alias]
+		}
 		if !ok {
 			k.fail(name, "the model makes no such array")
 			continue
 		}
-		k.row(compareArray(name, have, want))
+		k.row(compareArray(name, have, want, k.tolerance(name, want)))
 	}
 }
 

@@ -148,7 +148,7 @@ func findsDifferences(t *testing.T, e *engine.Engine) {
 		{"processor options", set("processor_kwargs", map[string]any{"max_patches": 3}), "processor_kwargs"},
 		{"a missing picture", set("images", []string{"nothing.png"}), "case"},
 		{"too few pictures", set("images", []string{}), "case"},
-		{"no prompt", set("messages", nil), "case"},
+		{"no prompt", set("messages", nil), "from the file"},
 		{"no pixels", func(c map[string]any) { delete(c["arrays"].(map[string]any), "pixel_values") }, "pixel_values"},
 	} {
 		report, err := verify.Run(t.Context(), e, altered(t, c.edit), verify.Options{})

@@ -29,7 +29,8 @@ type Case struct {
 	Videos          []string        `json:"videos"`
 	Audios          []string        `json:"audios"`
 	Messages        []Message       `json:"messages"`
-	Prompt          *string         `json:"prompt"`
+	Prompt          *string         `json:"prompt"` // nil: pictures alone
+	Texts           []string        `json:"texts"`  // each is scored against each picture
 	ProcessorKwargs json.RawMessage `json:"processor_kwargs"`
 	Options         Options         `json:"options"`
 	RawTolerance    json.RawMessage `json:"tolerance"`
@@ -64,6 +65,15 @@ type Expected struct {
 	Text           *string `json:"text"`
 	Finish         string  `json:"finish"`
 	IDsStable      bool    `json:"ids_stable"`
+
+	DecoderStartToken *int    `json:"decoder_start_token_id"`
+	QFormerInputIDs   []int32 `json:"qformer_input_ids"`
+
+	TextInputIDs        [][]int32   `json:"text_input_ids"`
+	PaddedInputIDs      [][]int64   `json:"padded_input_ids"`
+	PaddedAttentionMask [][]int64   `json:"padded_attention_mask"`
+	ITC                 [][]float64 `json:"itc"`
+	ITMProb             [][]float64 `json:"itm_prob"`
 }
 
 // Parts returns the message's content as parts.

@@ -45,15 +45,15 @@ func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
 type ModelOptions struct {
 	Slots     int
 	Context   int
-	MaxPixels int64
+	MaxPixels int
 }
 
 // AddFlags adds the flags; slots is the default of --slots.
 func (o *ModelOptions) AddFlags(f *pflag.FlagSet, slots int) {
-	o.Slots = slots
+	o.Slots, o.MaxPixels = slots, preprocess.DefaultMaxPixels
 	f.Var(&count{&o.Slots, 1}, "slots", "requests that decode together")
 	f.Var(&count{&o.Context, 0}, "context", "prompt and answer tokens of one request; 0: what the model allows, at most 4096")
-	f.Int64Var(&o.MaxPixels, "max-pixels", preprocess.DefaultMaxPixels, "largest width × height of a picture")
+	f.Var(&count{&o.MaxPixels, 1}, "max-pixels", "largest width × height of a picture")
 }
 
 // app is what every command gets.
@@ -165,7 +165,7 @@ func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string,
 	e, err := engine.Open(ctx, folder, engine.Options{
 		Runtime: rt, Device: a.global.Device, Threads: a.global.Threads,
 		Slots: o.Slots, Capacity: o.Context,
-		Limits: preprocess.Limits{MaxPixels: o.MaxPixels}, Logger: a.log,
+		Limits: preprocess.Limits{MaxPixels: int64(o.MaxPixels)}, Logger: a.log,
 	})
 	if err != nil && ctx.Err() == nil {
 		return nil, badInput(err) // the library is there, so it is the folder, or what was asked of it

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"glimpse/engine"
+
+	"github.com/spf13/pflag"
 )
 
 func base64Of(raw []byte) string { return base64.StdEncoding.EncodeToString(raw) }
@@ -238,6 +242,35 @@ func TestFlagValues(t *testing.T) {
 			if err := tc.set(s); err == nil {
 				t.Errorf("%q was taken", s)
 			}
+		}
+	}
+}
+
+// A flag that is not written down does not exist for users, and one that is but is gone misleads them.
+func TestEveryCommandAndFlagIsDocumented(t *testing.T) {
+	raw, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := string(raw)
+	flags := map[string]bool{"help": true}
+	root := newRoot(&app{})
+	for _, c := range append(root.Commands(), root) {
+		if c.HasParent() && !strings.Contains(doc, "    glimpse "+c.Name()) {
+			t.Errorf("docs/cli.md does not show `glimpse %s`", c.Name())
+		}
+		for _, set := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
+			set.VisitAll(func(f *pflag.Flag) {
+				flags[f.Name] = true
+				if !strings.Contains(doc, "--"+f.Name) && f.Name != "help" {
+					t.Errorf("docs/cli.md does not name --%s of %s", f.Name, c.Name())
+				}
+			})
+		}
+	}
+	for _, m := range regexp.MustCompile("--([a-z][a-z-]+)").FindAllStringSubmatch(doc, -1) {
+		if !flags[m[1]] {
+			t.Errorf("docs/cli.md names --%s, which no command has", m[1])
 		}
 	}
 }

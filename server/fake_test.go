@@ -125,7 +125,7 @@ func (f *fakeModel) Prepare(_ context.Context, r engine.Request) (*engine.Prepar
 func start(t *testing.T, o Options) (base string, s *Server) {
 	t.Helper()
 	if o.Limits.DrainTimeout == 0 {
-		o.Limits.DrainTimeout = 5 * time.Second
+		o.Limits.DrainTimeout = 20 * time.Second
 	}
 	s, err := New(o)
 	if err != nil {

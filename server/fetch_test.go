@@ -104,6 +104,7 @@ func pages() http.Handler {
 }
 
 func TestFetcher(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name, url string
 		status    int // 0: the picture comes
@@ -153,11 +154,15 @@ func TestFetcher(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
+			timeout := 10 * time.Second
+			if tc.name == "slow" {
+				timeout = 200 * time.Millisecond
+			}
 			f := newFetcher(t, pages(), map[string][]string{
 				"good.example": {outside}, "GOOD.example.": {outside}, "bad.example": {outside}, "port.example": {outside}, "a.wide.example": {outside}, "a.b.wide.example": {outside},
 				"loop.wide.example": {"127.0.0.1"}, "private.wide.example": {"10.1.2.3"}, "meta.wide.example": {"169.254.169.254"}, "mapped.wide.example": {"::ffff:192.168.0.1"},
 				"nat64.wide.example": {"64:ff9b::7f00:1"}, "both.wide.example": {outside + ",127.0.0.1"}, "rebind.wide.example": {outside, "127.0.0.1"}, "away.wide.example": {"8.8.8.8"},
-			}, FetcherOptions{Hosts: []string{"good.example", "*.wide.example", "port.example:8080"}, Timeout: 300 * time.Millisecond})
+			}, FetcherOptions{Hosts: []string{"good.example", "*.wide.example", "port.example:8080"}, Timeout: timeout})
 			data, err := f.Fetch(t.Context(), tc.url, 100)
 			if tc.status == 0 {
 				if err != nil || string(data) != "cat" {

@@ -99,8 +99,9 @@ func TestRetryAfterEstimate(t *testing.T) {
 
 // Requests in flight end when the server drains; new ones are turned away and /readyz says no.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	fake, asked, release := waiting("tiny")
-	s, err := New(Options{Models: []Model{fake}, Limits: Limits{DrainDelay: 300 * time.Millisecond, DrainTimeout: 5 * time.Second}})
+	s, err := New(Options{Models: []Model{fake}, Limits: Limits{DrainDelay: 1500 * time.Millisecond, DrainTimeout: 20 * time.Second}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +172,7 @@ func TestDrain(t *testing.T) {
 
 // What outlives the drain is cut off, told so, and reported.
 func TestDrainDeadline(t *testing.T) {
+	t.Parallel()
 	fake, asked, _ := waiting("tiny")
 	s, err := New(Options{Models: []Model{fake}, Limits: Limits{DrainTimeout: 100 * time.Millisecond}})
 	if err != nil {
@@ -206,7 +208,7 @@ func dial(t *testing.T, base, head string, drip func(net.Conn)) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := io.WriteString(conn, head); err != nil {
 		t.Fatal(err)
 	}
@@ -223,9 +225,10 @@ func dial(t *testing.T, base, head string, drip func(net.Conn)) string {
 const chatHead = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 func TestSlowClients(t *testing.T) {
-	base, s := start(t, Options{Models: []Model{newFake("tiny")}, Limits: Limits{BodyTimeout: 200 * time.Millisecond, HeaderTimeout: 200 * time.Millisecond, IdleTimeout: 200 * time.Millisecond}})
+	t.Parallel()
+	base, s := start(t, Options{Models: []Model{newFake("tiny")}, Limits: Limits{BodyTimeout: 500 * time.Millisecond, HeaderTimeout: 500 * time.Millisecond, IdleTimeout: 500 * time.Millisecond}})
 	drip := func(c net.Conn) {
-		for range 50 {
+		for range 200 {
 			if _, err := c.Write([]byte(" ")); err != nil {
 				return
 			}
@@ -239,7 +242,7 @@ func TestSlowClients(t *testing.T) {
 		t.Errorf("slow head: %q", got)
 	}
 	start := time.Now()
-	if got := dial(t, base, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", nil); !strings.Contains(got, "200 OK") || time.Since(start) > 3*time.Second {
+	if got := dial(t, base, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", nil); !strings.Contains(got, "200 OK") || time.Since(start) > 8*time.Second {
 		t.Errorf("idle connection: %q after %s", got, time.Since(start))
 	}
 	if s.bodies.left != s.limits.BodiesBytes {
@@ -249,16 +252,17 @@ func TestSlowClients(t *testing.T) {
 
 // The body's deadline ends with the body: an answer may take longer.
 func TestBodyTimeoutSparesAnswers(t *testing.T) {
+	t.Parallel()
 	fake := newFake("tiny")
 	fake.before = func(ctx context.Context, _ engine.Request) error {
 		select {
-		case <-time.After(400 * time.Millisecond):
+		case <-time.After(900 * time.Millisecond):
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	base, _ := start(t, Options{Models: []Model{fake}, Limits: Limits{BodyTimeout: 100 * time.Millisecond}})
+	base, _ := start(t, Options{Models: []Model{fake}, Limits: Limits{BodyTimeout: 500 * time.Millisecond}})
 	for range 2 { // and on the same connection again
 		resp, err := http.Post(base+"/v1/chat/completions", "application/json", strings.NewReader(goodChat))
 		if err != nil {
@@ -273,6 +277,7 @@ func TestBodyTimeoutSparesAnswers(t *testing.T) {
 }
 
 func TestOversizedBodies(t *testing.T) {
+	t.Parallel()
 	base, s := start(t, Options{Models: []Model{newFake("tiny")}, Limits: Limits{BodyBytes: 200 << 10, BodiesBytes: 300 << 10}})
 	if got := dial(t, base, chatHead+"Content-Length: 1073741824\r\n\r\n{", nil); !strings.HasPrefix(got, "HTTP/1.1 413 ") || !strings.Contains(got, codeBodyTooLarge) {
 		t.Errorf("announced 1 GiB: %q", got)

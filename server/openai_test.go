@@ -287,12 +287,12 @@ func TestClientErrors(t *testing.T) {
 
 // Many clients at once each get their own answer, in streams too.
 func TestClientsAreNotCrossed(t *testing.T) {
-	base, _ := start(t, Options{Models: []Model{newFake("tiny")}, Limits: Limits{InFlight: 64}})
+	base, _ := start(t, Options{Models: []Model{newFake("tiny")}, Limits: Limits{InFlight: 256}})
 	c := client(t, base)
 	var wait sync.WaitGroup
-	for i := range 48 {
+	for i := range 200 {
 		wait.Go(func() {
-			want := strings.Repeat(fmt.Sprintf("client%d ", i), 20+i) + "end"
+			want := strings.Repeat(fmt.Sprintf("client%d ", i), 10+i%40) + "end"
 			if i%2 == 0 {
 				got, err := c.Chat.Completions.New(t.Context(), ask(want))
 				if err != nil || got.Choices[0].Message.Content != want {

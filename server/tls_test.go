@@ -50,6 +50,7 @@ func certificate(t *testing.T) (certFile, keyFile string, trust *tls.Config) {
 
 // Over TLS and HTTP/2: an answer, a stream that its client leaves, and a body that does not come.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	cert, key, trust := certificate(t)
 	fake := newFake("tiny")
 	ended := make(chan struct{})
@@ -61,7 +62,7 @@ func TestTLS(t *testing.T) {
 		close(ended)
 		return ctx.Err()
 	}
-	base, s := start(t, Options{Models: []Model{fake}, TLSCert: cert, TLSKey: key, Limits: Limits{BodyTimeout: 300 * time.Millisecond}})
+	base, s := start(t, Options{Models: []Model{fake}, TLSCert: cert, TLSKey: key, Limits: Limits{BodyTimeout: time.Second}})
 	base = strings.Replace(base, "http://", "https://", 1)
 	transport := &http.Transport{TLSClientConfig: trust, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
@@ -87,7 +88,7 @@ func TestTLS(t *testing.T) {
 	_ = resp.Body.Close()
 	select {
 	case <-ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Error("the model goes on for a client that is gone")
 	}
 	waitFor(t, func() bool { return s.models[0].gate.inFlight() == 0 })

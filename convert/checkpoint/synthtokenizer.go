@@ -107,7 +107,7 @@ func readTokenConfig(data []byte) (*tokenConfig, error) {
 func embeddingRows(tensors Inventory) int64 {
 	rows := int64(0)
 	for _, name := range tensors.Names() {
-		for _, suffix := range []string{"embed_tokens.weight", "wte.weight", ".shared.weight"} {
+		for _, suffix := range []string{"embed_tokens.weight", "wte.weight", ".shared.weight", "word_embeddings.weight", "token_embedding.weight"} {
 			if t, _ := tensors.Lookup(name); strings.HasSuffix(name, suffix) && len(t.Shape) == 2 {
 				rows = max(rows, t.Shape[0])
 			}

@@ -105,7 +105,7 @@ func replySchema(t reflect.Type) map[string]any {
 		return map[string]any{"anyOf": []any{replySchema(t.Elem()), map[string]any{"type": "null"}}}
 	case reflect.Struct:
 		properties := map[string]any{}
-		var required []string
+		required := []string{} // null would not be a schema
 		for i := range t.NumField() {
 			name, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
 			properties[name] = replySchema(t.Field(i).Type)

@@ -62,7 +62,7 @@ func (s *Server) routes() http.Handler {
 				}
 				r.SetPathValue("id", id)
 			}
-			return s.guard(rt, c.Response(), r)
+			return s.guard(rt, c.Response().Writer, r) // the recorder: Echo's own writer loses the errors of Flush
 		})
 	}
 	return e

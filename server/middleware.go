@@ -65,8 +65,8 @@ func (w *recorder) Write(b []byte) (int, error) {
 // Unwrap lets http.ResponseController reach deadlines and Flush.
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Flush is here for those who ask for http.Flusher instead.
-func (w *recorder) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
+// FlushError is what http.ResponseController prefers to Flush: a client that is gone shows here.
+func (w *recorder) FlushError() error { return http.NewResponseController(w.ResponseWriter).Flush() }
 
 // observe runs next between id and log line. Errors and panics that next did not answer are answered here.
 func (s *Server) observe(w http.ResponseWriter, r *http.Request, client string, next handlerFunc) {

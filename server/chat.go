@@ -86,7 +86,7 @@ func (s *Server) chatCompletions(w http.ResponseWriter, r *http.Request) error {
 	if q.N != nil {
 		choices = int(min(*q.N, int64(s.limits.Choices)))
 	}
-	leave, err := m.gate.enter(choices)
+	leave, err := m.gate.enter(x.key, choices)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/openai/openai-go/v3/option"
@@ -73,28 +72,6 @@ func TestQueueFull(t *testing.T) {
 	if w := post(h, "/v1/chat/completions", "application/json", goodChat); w.Code != 200 {
 		t.Errorf("afterwards: %d", w.Code)
 	}
-}
-
-func TestRetryAfterEstimate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate(2)
-		for range 40 {
-			leave, err := g.enter(1)
-			if err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(10 * time.Second)
-			leave()
-		}
-		leave, err := g.enter(2)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := g.enter(1); asError(err).RetryAfter != 5 {
-			t.Errorf("two answers of 10 s each: come back after %d s, want 5", asError(err).RetryAfter)
-		}
-		leave()
-	})
 }
 
 // Requests in flight end when the server drains; new ones are turned away and /readyz says no.

@@ -156,14 +156,36 @@ func checkOut(opts Options) error {
 	if opts.Out == "" {
 		return fmt.Errorf("convert %s: no output folder is given (-o MODEL)", opts.Checkpoint)
 	}
-	if _, err := os.Lstat(opts.Out); err == nil && !opts.Force {
-		return fmt.Errorf("convert %s: %s exists: remove it, name another folder, or replace it with --force", opts.Checkpoint, opts.Out)
+	if _, err := os.Lstat(opts.Out); err == nil {
+		if !opts.Force {
+			return fmt.Errorf("convert %s: %s exists: remove it, name another folder, or replace it with --force", opts.Checkpoint, opts.Out)
+		}
+		if err := replaceable(opts.Out); err != nil {
+			return fmt.Errorf("convert %s: %w", opts.Checkpoint, err)
+		}
 	}
 	parent := filepath.Dir(filepath.Clean(opts.Out))
 	if info, err := os.Stat(parent); err != nil {
 		return fmt.Errorf("convert %s: the folder that is to hold the model: %w", opts.Checkpoint, err)
 	} else if !info.IsDir() {
 		return fmt.Errorf("convert %s: %s is not a folder", opts.Checkpoint, parent)
+	}
+	return nil
+}
+
+// replaceable guards against a slip of the hand: what is replaced is removed, so only models and empty folders are.
+func replaceable(out string) error {
+	entries, err := os.ReadDir(out)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == manifest.FileName {
+			return nil
+		}
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s holds files and no %s: it is no model, and will not be replaced", out, manifest.FileName)
 	}
 	return nil
 }

@@ -141,6 +141,20 @@ func TestConvertRefusesATakenPlace(t *testing.T) {
 	}
 }
 
+func TestForceReplacesModelsOnly(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "model")
+	if err := os.MkdirAll(filepath.Join(out, "letters"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := convert.Convert(context.Background(), convert.Options{Checkpoint: tiny, Out: out, Precision: "fp32", Force: true})
+	if !errors.Is(err, convert.ErrInput) {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(out, "letters")); err != nil {
+		t.Errorf("what was there is gone: %v", err)
+	}
+}
+
 func TestConvertInterruptedLeavesNothing(t *testing.T) {
 	folder := t.TempDir()
 	ctx, cancel := context.WithCancel(context.Background())

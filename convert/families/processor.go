@@ -62,8 +62,9 @@ func (s *sizes) UnmarshalJSON(raw []byte) error {
 
 const processorFile = "preprocessor_config.json"
 
-// resampleNames are Pillow's filters by the number that processors store.
-var resampleNames = map[int]string{0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+// resampleNames are Pillow's filters by the number that processors store; 0, nearest, is used by no model that reads
+// pictures and is not offered.
+var resampleNames = map[int]string{1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 // CLIP's normalisation, which BLIP uses too.
 var (
@@ -92,7 +93,7 @@ func decodeProcessor(raw json.RawMessage, kinds []string, t *blocks.Tensors) ima
 		t.Problem(processorFile+" rescale_factor", fmt.Sprintf("is %v where 1/255 is due", p.RescaleFactor))
 	}
 	if resampleNames[p.Resample] == "" {
-		t.Problem(processorFile+" resample", fmt.Sprintf("is %d, which is no filter", p.Resample))
+		t.Problem(processorFile+" resample", fmt.Sprintf("is %d; Pillow's filters 1 to 5 are supported", p.Resample))
 	}
 	return p
 }

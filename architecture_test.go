@@ -22,6 +22,7 @@ import (
 // and convert: the running half is tested on models that its tests convert.
 var mayImport = map[string][]string{
 	"cmd/glimpse":        {"*"},
+	"bench/accuracy":     {"*"},
 	"bench/demo":         {},
 	"server":             {"server/spec", "engine", "manifest"},
 	"server/spec":        {},

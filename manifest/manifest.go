@@ -105,7 +105,7 @@ type Port struct {
 
 // Picture says how a picture becomes the model's tensors, and how many placeholder tokens it takes in the prompt.
 type Picture struct {
-	Recipe string `toml:"recipe"` // a recipe that preprocess knows: "clip", "pad"
+	Recipe string `toml:"recipe"` // a recipe that preprocess knows: "clip", "pad", "stretch", "grid", "anyres", "split"
 	// Stages are the components that turn the recipe's tensors into Features, in the order they run.
 	Stages []string `toml:"stages"`
 	// Features is the tensor that replaces the placeholder embeddings: [pictures·tokens, hidden_size] in prompt order
@@ -120,14 +120,15 @@ type Picture struct {
 	ShortEdge  int       `toml:"short_edge,omitzero"`  // "clip": the shorter edge after the resize, before the crop
 	CropHeight int       `toml:"crop_height,omitzero"` // "clip": centre crop; 0 for none
 	CropWidth  int       `toml:"crop_width,omitzero"`  //
-	Background []int     `toml:"background,omitempty"` // "pad": RGB of the padding, 0..255
+	Background []int     `toml:"background,omitempty"` // "pad", tile_alone: RGB of the padding, 0..255
 	MinTiles   int       `toml:"min_tiles,omitzero"`   // "grid": fewest and most tiles of a picture, without the thumbnail
 	MaxTiles   int       `toml:"max_tiles,omitzero"`   //
-	Thumbnail  bool      `toml:"thumbnail,omitempty"`  // "grid": the whole picture follows the tiles when there are several
+	Thumbnail  bool      `toml:"thumbnail,omitempty"`  // "grid", "split": the whole picture follows the tiles when there are several; "split" does not tile without
 	Pinpoints  [][]int   `toml:"pinpoints,omitempty"`  // "anyres": the grids to choose from, [height, width] in pixels
-	PatchGrid  int       `toml:"patch_grid,omitzero"`  // "anyres": a tile's features are PatchGrid × PatchGrid
+	PatchGrid  int       `toml:"patch_grid,omitzero"`  // a tile's features are a map of PatchGrid × PatchGrid: "anyres", and --tiling hd of others
 	MaxAnyres  int       `toml:"max_anyres,omitzero"`  // "anyres": features beyond MaxAnyres tiles' worth are shrunk; 0 for never
 	Newline    string    `toml:"newline,omitempty"`    // "anyres": tensor [1, hidden_size] that ends each row of features
+	TileAlone  bool      `toml:"tile_alone,omitempty"` // "anyres": one of several pictures in a prompt is not tiled but padded to a square of Background
 	LongEdge   int       `toml:"long_edge,omitzero"`   // "split": the longer edge after the first resize
 	Mean       []float64 `toml:"mean"`                 // per channel, of values in 0..1
 	Std        []float64 `toml:"std"`
@@ -140,12 +141,18 @@ type Prompt struct {
 	// Placeholder is the text that stands for one picture in the rendered prompt.
 	Placeholder string `toml:"placeholder"`
 	// Expansion names how pictures enter the prompt. "repeat": in the rendered text each Placeholder becomes Prefix +
-	// ImageToken × tokens + Suffix before tokenizing. "prepend": the text is tokenized alone, with its special tokens, and
+	// ImageToken × tokens + Suffix before tokenizing. "grid": the tiles of a picture that was cut come first, each as TilePrefix
+	// + ImageToken × tokens, each row of them followed by RowSuffix and all by TilesSuffix; the whole picture is as with
+	// "repeat". "prepend": the text is tokenized alone, with its special tokens, and
 	// image ids × tokens are put in front of all ids.
 	Expansion  string `toml:"expansion"`
 	ImageToken string `toml:"image_token"`
 	Prefix     string `toml:"prefix,omitempty"`
 	Suffix     string `toml:"suffix,omitempty"`
+	// TilePrefix is the text before a tile; {row} and {column} in it are its place, counted from 1.
+	TilePrefix  string `toml:"tile_prefix,omitempty"`
+	RowSuffix   string `toml:"row_suffix,omitempty"`
+	TilesSuffix string `toml:"tiles_suffix,omitempty"`
 	// Caption is the user's text when a picture is to be captioned and nothing was asked.
 	Caption string `toml:"caption"`
 	// RawCaption is the whole prompt of a caption where there is no template.

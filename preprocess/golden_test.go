@@ -182,7 +182,7 @@ func TestGoldenPixels(t *testing.T) {
 func compareGolden(t *testing.T, g *golden, c goldenCase, key, recipe string) {
 	tokens := max(1, c.Expected.NumImageTokens/len(c.Images))
 	config := pictureConfig(t, g, recipe, tokens)
-	r, err := NewRecipe(config)
+	r, err := NewRecipe(config, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,9 +16,9 @@ import (
 type Recipe interface {
 	// Prepare makes the tensors of an upright RGB picture. It does not keep or change the picture.
 	Prepare(ctx context.Context, picture *RGB) (*Prepared, error)
-	// Tokens returns how many placeholder tokens an upright picture of this size takes in the prompt, without having
-	// its pixels: admission needs the number before anything is decoded.
-	Tokens(width, height int) (int, error)
+	// Layout returns how many tiles and placeholder tokens an upright picture of this size takes, without having its
+	// pixels: admission needs the numbers before anything is decoded.
+	Layout(width, height int) (Layout, error)
 }
 
 // Prepared is a picture in the form that a model's graphs take.
@@ -27,7 +27,7 @@ type Prepared struct {
 	Tensors map[string]*Array
 	// Tiles is the number of pictures that the vision tower sees.
 	Tiles int
-	// Tokens is the number of feature rows, and so of placeholder tokens, as Recipe.Tokens gives it.
+	// Tokens is the number of rows in the prompt, as Recipe.Layout gives it.
 	Tokens int
 	// Width and Height are the size of the picture that was prepared: the frame that boxes are given in.
 	Width, Height int
@@ -39,24 +39,35 @@ type Array struct {
 	Float32 []float32
 }
 
-// NewRecipe returns the recipe that a manifest describes. All that is wrong with the description is reported at once.
-func NewRecipe(p manifest.Picture) (Recipe, error) {
+// NewRecipe returns the recipe that a manifest describes, as a request wants it. All that is wrong with the description is
+// reported at once.
+func NewRecipe(p manifest.Picture, options Options) (Recipe, error) {
+	if err := options.check(); err != nil {
+		return nil, err
+	}
 	build, known := recipes[p.Recipe]
 	if !known {
 		names := slices.Sorted(maps.Keys(recipes))
 		return nil, fmt.Errorf("picture recipe %q is unknown: known are %s; convert the checkpoint again with this version, or run the folder with a newer one", p.Recipe, strings.Join(names, ", "))
 	}
-	recipe, err := build(p)
+	if options.Tiling == TilingHD {
+		build = newHD
+	}
+	recipe, err := build(p, options)
 	if err != nil {
 		return nil, fmt.Errorf("picture recipe %q: %w", p.Recipe, err)
 	}
 	return recipe, nil
 }
 
-var recipes = map[string]func(manifest.Picture) (Recipe, error){
-	"clip":    newClip,
-	"pad":     newPad,
-	"stretch": newStretch,
+// Recipes of one tile do what a request asks for whenever it is not "hd": they never make more than one.
+var recipes = map[string]func(manifest.Picture, Options) (Recipe, error){
+	"clip":    func(p manifest.Picture, _ Options) (Recipe, error) { return newClip(p) },
+	"pad":     func(p manifest.Picture, _ Options) (Recipe, error) { return newPad(p) },
+	"stretch": func(p manifest.Picture, _ Options) (Recipe, error) { return newStretch(p) },
+	"grid":    newGrid,
+	"anyres":  newAnyres,
+	"split":   newSplit,
 }
 
 // single is what the recipes of one tile and one size share.
@@ -86,21 +97,32 @@ func newSingle(p manifest.Picture) (single, error) {
 	return single{filter, p.Width, p.Height, p.TokensPerTile, normalize}, errors.Join(problems...)
 }
 
-// Tokens implements Recipe: every picture takes the same number.
-func (s single) Tokens(width, height int) (int, error) {
-	if width < 1 || height < 1 {
-		return 0, fmt.Errorf("count the tokens of a picture of %d×%d: it has no pixels", width, height)
+// Layout implements Recipe: every picture takes the same.
+func (s single) Layout(width, height int) (Layout, error) {
+	if err := checkSides(width, height); err != nil {
+		return Layout{}, err
 	}
-	return s.tokens, nil
+	return Layout{Tiles: 1, Tokens: s.tokens}, nil
 }
 
-func (s single) prepared(picture, tile *RGB) *Prepared {
-	values := make([]float32, 3*s.width*s.height)
-	s.normalize.planes(values, tile)
+func checkSides(width, height int) error {
+	if width < 1 || height < 1 {
+		return fmt.Errorf("lay out a picture of %d×%d: it has no pixels", width, height)
+	}
+	return nil
+}
+
+// prepared normalises tiles of the tower's size.
+func (s single) prepared(picture *RGB, tokens int, tiles ...*RGB) *Prepared {
+	size := 3 * s.width * s.height
+	values := make([]float32, len(tiles)*size)
+	for i, tile := range tiles {
+		s.normalize.planes(values[i*size:(i+1)*size], tile)
+	}
 	return &Prepared{
-		Tensors: map[string]*Array{"pixel_values": {Shape: []int64{1, 3, int64(s.height), int64(s.width)}, Float32: values}},
-		Tiles:   1,
-		Tokens:  s.tokens,
+		Tensors: map[string]*Array{"pixel_values": {Shape: []int64{int64(len(tiles)), 3, int64(s.height), int64(s.width)}, Float32: values}},
+		Tiles:   len(tiles),
+		Tokens:  tokens,
 		Width:   picture.Width,
 		Height:  picture.Height,
 	}
@@ -122,7 +144,7 @@ type clip struct {
 	shortEdge int
 }
 
-func newClip(p manifest.Picture) (Recipe, error) {
+func newClip(p manifest.Picture) (clip, error) {
 	s, err := newSingle(p)
 	problems := []error{err}
 	if p.ShortEdge < 1 || p.ShortEdge > maxSide {
@@ -139,7 +161,7 @@ func (c clip) Prepare(ctx context.Context, picture *RGB) (*Prepared, error) {
 	if err := begin(ctx, picture); err != nil {
 		return nil, err
 	}
-	return c.prepared(picture, c.crop(canvasOf(picture))), nil
+	return c.prepared(picture, c.tokens, c.crop(canvasOf(picture))), nil
 }
 
 // crop makes the resized picture's centre, and only that.
@@ -191,7 +213,7 @@ type pad struct {
 	background [3]uint8
 }
 
-func newPad(p manifest.Picture) (Recipe, error) {
+func newPad(p manifest.Picture) (pad, error) {
 	if p.ShortEdge == 0 {
 		p.ShortEdge = min(p.Height, p.Width)
 	}
@@ -200,40 +222,49 @@ func newPad(p manifest.Picture) (Recipe, error) {
 	}
 	base, err := newClip(p)
 	problems := []error{err}
-	out := pad{clip: base.(clip)}
+	background, err := backgroundOf(p)
+	return pad{base, background}, errors.Join(append(problems, err)...)
+}
+
+// backgroundOf is the manifest's colour of padding.
+func backgroundOf(p manifest.Picture) (color [3]uint8, err error) {
 	if len(p.Background) != 3 {
-		problems = append(problems, fmt.Errorf("background has %d values, want R, G, B", len(p.Background)))
-	} else {
-		for c, v := range p.Background {
-			if v < 0 || v > 255 {
-				problems = append(problems, fmt.Errorf("background value %d is %d; want 0 to 255", c, v))
-			}
-			out.background[c] = uint8(v)
-		}
+		return color, fmt.Errorf("background has %d values, want R, G, B", len(p.Background))
 	}
-	return out, errors.Join(problems...)
+	var problems []error
+	for c, v := range p.Background {
+		if v < 0 || v > 255 {
+			problems = append(problems, fmt.Errorf("background value %d is %d; want 0 to 255", c, v))
+		}
+		color[c] = uint8(v)
+	}
+	return color, errors.Join(problems...)
 }
 
 func (r pad) Prepare(ctx context.Context, picture *RGB) (*Prepared, error) {
 	if err := begin(ctx, picture); err != nil {
 		return nil, err
 	}
+	return r.prepared(picture, r.tokens, r.crop(squareOf(picture, r.background))), nil
+}
+
+// squareOf lays the picture in the middle of a square.
+func squareOf(picture *RGB, background [3]uint8) canvas {
 	side := max(picture.Width, picture.Height)
-	square := canvas{
+	return canvas{
 		picture:    picture,
 		width:      side,
 		height:     side,
 		left:       (side - picture.Width) / 2,
 		top:        (side - picture.Height) / 2,
-		background: r.background,
+		background: background,
 	}
-	return r.prepared(picture, r.crop(square)), nil
 }
 
 // stretch resizes to the tower's size whatever the picture's shape: BlipImageProcessor, Gemma3ImageProcessor.
 type stretch struct{ single }
 
-func newStretch(p manifest.Picture) (Recipe, error) {
+func newStretch(p manifest.Picture) (stretch, error) {
 	s, err := newSingle(p)
 	return stretch{s}, err
 }
@@ -242,6 +273,10 @@ func (r stretch) Prepare(ctx context.Context, picture *RGB) (*Prepared, error) {
 	if err := begin(ctx, picture); err != nil {
 		return nil, err
 	}
-	tile := resizeOf(canvasOf(picture), r.width, r.height, r.filter).window(image.Rect(0, 0, r.width, r.height))
-	return r.prepared(picture, tile), nil
+	return r.prepared(picture, r.tokens, r.stretched(canvasOf(picture))), nil
+}
+
+// stretched is the whole of it as one tile.
+func (s single) stretched(from canvas) *RGB {
+	return resizeOf(from, s.width, s.height, s.filter).window(image.Rect(0, 0, s.width, s.height))
 }

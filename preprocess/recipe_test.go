@@ -28,7 +28,7 @@ func changed(change func(*manifest.Picture)) manifest.Picture {
 }
 
 func mustRecipe(t interface{ Fatal(...any) }, p manifest.Picture) Recipe {
-	r, err := NewRecipe(p)
+	r, err := NewRecipe(p, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,9 +111,9 @@ func TestRecipesEqualTheirDefinitions(t *testing.T) {
 		if !bytes.Equal(p.Pix, before) {
 			t.Fatal("the picture was changed")
 		}
-		tokens, err := mustRecipe(t, config).Tokens(p.Width, p.Height)
-		if err != nil || tokens != 9 || got.Tokens != 9 || got.Tiles != 1 || got.Width != p.Width || got.Height != p.Height {
-			t.Fatalf("%+v, %d tokens, %v", got, tokens, err)
+		layout, err := mustRecipe(t, config).Layout(p.Width, p.Height)
+		if err != nil || layout.Tokens != 9 || layout.Tiles != 1 || layout.Rows() != nil || got.Tokens != 9 || got.Tiles != 1 || got.Width != p.Width || got.Height != p.Height {
+			t.Fatalf("%+v, %+v, %v", got, layout, err)
 		}
 	})
 }
@@ -164,7 +164,7 @@ func TestNewRecipeRefuses(t *testing.T) {
 		change func(*manifest.Picture)
 		want   []string
 	}{
-		{"recipe", func(m *manifest.Picture) { m.Recipe = "fisheye" }, []string{`"fisheye"`, "clip, pad, stretch"}},
+		{"recipe", func(m *manifest.Picture) { m.Recipe = "fisheye" }, []string{`"fisheye"`, "clip, grid, pad, split, stretch"}},
 		{"no recipe", func(m *manifest.Picture) { m.Recipe = "" }, []string{`""`}},
 		{"filter", func(m *manifest.Picture) { m.Resample = "sinc" }, []string{`"clip"`, `"sinc"`}},
 		{"size", func(m *manifest.Picture) { m.Height, m.CropHeight = 0, 0 }, []string{"height"}},
@@ -179,7 +179,7 @@ func TestNewRecipeRefuses(t *testing.T) {
 		{"several", func(m *manifest.Picture) { m.Resample, m.ShortEdge, m.Std = "sinc", -1, nil }, []string{"sinc", "short_edge", "std"}},
 	}
 	for _, c := range cases {
-		r, err := NewRecipe(changed(c.change))
+		r, err := NewRecipe(changed(c.change), Options{})
 		if err == nil || r != nil {
 			t.Errorf("%s: no error", c.name)
 			continue
@@ -205,8 +205,8 @@ func TestPrepareRefuses(t *testing.T) {
 		if _, err := r.Prepare(ctx, noise(2, 2, 1, false)); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: error %v", name, err)
 		}
-		if _, err := r.Tokens(0, 5); err == nil {
-			t.Errorf("%s: tokens for a picture without pixels", name)
+		if _, err := r.Layout(0, 5); err == nil {
+			t.Errorf("%s: a layout for a picture without pixels", name)
 		}
 	}
 }

@@ -91,8 +91,18 @@ func (f llavaOneVision) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	p := m.plan(r, t, opts)
 	p.Manifest.Picture = anyresPicture(r.Preprocessor, int(vision.ImageSize), c.Pinpoints, t)
 	p.Manifest.Picture.MaxAnyres = maxAnyres(c.Aspect, t)
+	p.Manifest.Picture.TileAlone, p.Manifest.Picture.Background = true, meanColor(p.Manifest.Picture.Mean)
 	m.anyres(p, vision.grid(), c, r, t)
 	return p, nil
+}
+
+// meanColor is the padding of LlavaOnevisionImageProcessor's pad_to_square: the mean as bytes, rounded down.
+func meanColor(mean []float64) []int {
+	color := make([]int, len(mean))
+	for c, v := range mean {
+		color[c] = int(v * 255)
+	}
+	return color
 }
 
 var anyresMax = regexp.MustCompile(`^anyres_max_(\d{1,3})$`)

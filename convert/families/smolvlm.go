@@ -25,6 +25,8 @@ type smolVLMConfig struct {
 	Reentrant    *bool           `json:"use_reentrant_checkpointing"` // of training
 }
 
+const fakeImageToken = "<fake_token_around_image>"
+
 func (smolVLM) Name() string { return "smolvlm" }
 func (smolVLM) Match(h Head) bool {
 	return h.Is("SmolVLMForConditionalGeneration") || h.Is("Idefics3ForConditionalGeneration")
@@ -58,7 +60,10 @@ func (f smolVLM) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error
 	t.Shared(model+"embed_tokens.weight", text.VocabSize, text.HiddenSize)
 	p.Embeddings = &Embeddings{Tensor: model + "embed_tokens.weight", Rows: text.VocabSize, Hidden: text.HiddenSize, Scale: 1}
 	p.Manifest.Decoder = text.decoder(t, "config.json text_config")
-	p.Manifest.Prompt = manifest.Prompt{Expansion: "grid", Caption: "Describe the image.", Placeholder: "<image>", ImageToken: "<image>"}
+	// _prompt_split_image and _prompt_single_image of SmolVLMProcessor.
+	p.Manifest.Prompt = manifest.Prompt{Expansion: "grid", Caption: "Describe the image.", Placeholder: "<image>", ImageToken: "<image>",
+		Prefix: fakeImageToken + "<global-img>", Suffix: fakeImageToken,
+		TilePrefix: fakeImageToken + "<row_{row}_col_{column}>", RowSuffix: "\n", TilesSuffix: "\n"}
 	r.generation(&p.Manifest, generationConfig{EOS: text.EOS, BOS: text.BOS, Pad: text.Pad}, t)
 	pic := splitPicture(r.Preprocessor, int(vision.ImageSize), t)
 	side := vision.grid() / c.ScaleFactor

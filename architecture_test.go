@@ -144,6 +144,7 @@ func TestArchitectureImports(t *testing.T) {
 				t.Errorf("%s imports %s, which is not in the table of this test", file.path, name)
 			case to == from:
 			case slices.Contains(mayImport[from], "*") || slices.Contains(mayImport[from], to):
+			case file.isTest() && to == "graphs" && strings.HasPrefix(from, "convert"): // what convert writes is run by its tests
 			case file.isTest() && (reaches(from, to) || to == "convert" || strings.HasPrefix(to, "convert/") || strings.HasPrefix(to, from+"/")):
 			default:
 				t.Errorf("%s imports %s: %s may import %v", file.path, name, from, mayImport[from])

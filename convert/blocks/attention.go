@@ -58,8 +58,9 @@ func (b *Builder) batched(x *onnx.Value, length, width int64) *onnx.Value {
 // Step holds the inputs that every decoder graph shares; docs/model-folder.md lists their shapes and meaning.
 type Step struct {
 	InputsEmbeds *onnx.Value
-	PositionIDs  *onnx.Value // [tokens], for decoders with learned positions; nil otherwise
-	Bias         *onnx.Value // added to the scores of self attention, [batch, heads, sequence, total]; nil for none
+	PositionIDs  *onnx.Value   // [tokens], for decoders with learned positions; nil otherwise
+	Bias         *onnx.Value   // added to the scores of self attention, [batch, heads, sequence, total]; nil for none
+	Deepstack    []*onnx.Value // [tokens, hidden_size] each, added to the hidden states behind the layer of that number
 	rowMap       *onnx.Value
 	tokenMap     *onnx.Value
 	logitsRows   *onnx.Value
@@ -83,8 +84,12 @@ type Cache struct {
 	KVHeads int64
 	HeadDim int64
 	RopeDim int64 // rotated dimensions of a head, 0 for a decoder without rotary embedding
-	Learned bool  // positions come from a table in the graph
+	Learned bool  // positions come from a table in the graph, or the graph computes with them
 	Scale   float32
+	// PackedRope says that the rotary tables have a row for each packed token and are applied before the cache is
+	// touched, by RotateHeads: positions that are not places in the sequence cannot be left to the attention operator.
+	PackedRope bool
+	Deepstack  int // first layers behind which rows of picture features are added
 }
 
 // StepInputs adds the decoder's inputs to the graph.
@@ -102,8 +107,15 @@ func (b *Builder) StepInputs(hiddenSize int64, c Cache) *Step {
 		ropeSin:      onnx.None,
 	}
 	if c.RopeDim > 0 {
-		s.ropeCos = b.Input("rope_cos", onnx.Float, onnx.Free("positions"), onnx.Fixed(c.RopeDim/2))
-		s.ropeSin = b.Input("rope_sin", onnx.Float, onnx.Free("positions"), onnx.Fixed(c.RopeDim/2))
+		rows := onnx.Free("positions")
+		if c.PackedRope {
+			rows = tokens
+		}
+		s.ropeCos = b.Input("rope_cos", onnx.Float, rows, onnx.Fixed(c.RopeDim/2))
+		s.ropeSin = b.Input("rope_sin", onnx.Float, rows, onnx.Fixed(c.RopeDim/2))
+	}
+	for i := range c.Deepstack {
+		s.Deepstack = append(s.Deepstack, b.Input(fmt.Sprintf("deepstack_%d", i), onnx.Float, tokens, onnx.Fixed(hiddenSize)))
 	}
 	if c.Learned {
 		s.PositionIDs = b.Input("position_ids", onnx.Int64, tokens)
@@ -135,8 +147,10 @@ func (b *Builder) StepOutputs(s *Step, logits *onnx.Value, vocabSize int64, c Ca
 func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, window int64) *onnx.Value {
 	unpacked := b.Op("Gather", []*onnx.Value{qkv, s.rowMap})
 	attrs := []onnx.Attr{onnx.Int("num_heads", c.Heads), onnx.Int("kv_num_heads", c.KVHeads)}
-	if c.RopeDim > 0 {
+	cos, sin := onnx.None, onnx.None
+	if c.RopeDim > 0 && !c.PackedRope {
 		attrs = append(attrs, onnx.Int("do_rotary", 1))
+		cos, sin = s.ropeCos, s.ropeSin
 	}
 	if c.Scale != 0 {
 		attrs = append(attrs, onnx.Float32("scale", c.Scale))
@@ -150,7 +164,7 @@ func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, 
 	}
 	l := &s.cache[layer]
 	out := b.Node(onnx.Microsoft, "GroupQueryAttention", 3, []*onnx.Value{
-		unpacked, onnx.None, onnx.None, l.pastKey, l.pastValue, s.seqlensK, s.total, s.ropeCos, s.ropeSin,
+		unpacked, onnx.None, onnx.None, l.pastKey, l.pastValue, s.seqlensK, s.total, cos, sin,
 		onnx.None, bias, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, s.querySeqlens,
 	}, attrs...)
 	l.presentKey, l.presentValue = out[1], out[2]

@@ -130,8 +130,8 @@ func (e *Engine) newRanking(req RerankRequest) (*ranking, error) {
 	if pictures > maxScorePictures {
 		return nil, badRequest("documents", CodeInvalid, nil, "%d pictures; one request may have %d", pictures, maxScorePictures)
 	}
-	var err error
-	r.ids, err = e.scorer.encode("query", []string{req.Query})
+	ids, err := e.scorer.text.encode("query", req.Query, false)
+	r.ids = [][]int32{ids}
 	return r, err
 }
 

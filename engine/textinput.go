@@ -32,22 +32,22 @@ func openTextInput(folder string, spec manifest.TextInput) (*textInput, error) {
 // one. A text that is too long is refused: cutting it would score or ask something else.
 func (t *textInput) encode(param, text string, raw bool) ([]int32, error) {
 	if len(text) > maxTokenBytes*t.spec.MaxTokens {
-		return nil, badRequest(param, CodeContextLength, ErrTextTooLong, "the text has %d bytes and the model reads at most %d tokens of it: shorten it", len(text), t.spec.MaxTokens)
+		return nil, badRequest(param, CodeContextLength, ErrTextTooLong, "%s (%.40q…) has %d bytes and the model reads at most %d tokens of a text: shorten it", param, text, len(text), t.spec.MaxTokens)
 	}
-	shield := t.tokenizer.NewShield()
+	shield, covered := t.tokenizer.NewShield(), text
 	if !raw {
-		text = shield.Cover(text)
+		covered = shield.Cover(text)
 	}
-	ids, err := shield.Encode(t.spec.Prefix+text, true)
+	ids, err := shield.Encode(t.spec.Prefix+covered, true)
 	switch {
 	case errors.Is(err, tokenizer.ErrNUL):
-		return nil, badRequest(param, CodeInvalid, err, "the text: %v", err)
+		return nil, badRequest(param, CodeInvalid, err, "%s: %v", param, err)
 	case err != nil:
 		return nil, fmt.Errorf("encode a text: %w", err)
 	case len(ids) == 0:
-		return nil, badRequest(param, CodeInvalid, nil, "the text is empty")
+		return nil, badRequest(param, CodeInvalid, nil, "%s is empty", param)
 	case len(ids) > t.spec.MaxTokens:
-		return nil, badRequest(param, CodeContextLength, ErrTextTooLong, "the text has %d tokens and the model reads at most %d of it: shorten it", len(ids), t.spec.MaxTokens)
+		return nil, badRequest(param, CodeContextLength, ErrTextTooLong, "%s (%.40q) has %d tokens and the model reads at most %d of a text: shorten it", param, text, len(ids), t.spec.MaxTokens)
 	}
 	return ids, nil
 }

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -264,7 +265,7 @@ func TestConformanceTable(t *testing.T) {
 		}
 	}
 	want := map[string]string{}
-	for _, f := range append(chatSchema.Fields(), tokenizeSchema.Fields()...) {
+	for _, f := range slices.Concat(chatSchema.Fields(), tokenizeSchema.Fields(), scoreSchema.Fields(), embeddingsSchema.Fields(), rerankSchema.Fields()) {
 		if want[f.Name] = "honoured"; f.Refused {
 			want[f.Name] = "refused"
 		}

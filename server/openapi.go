@@ -100,6 +100,10 @@ func uploadSchema(form []formField) map[string]any {
 
 // replySchema describes what encoding/json makes of a type: every field is there unless it is omitempty.
 func replySchema(t reflect.Type) map[string]any {
+	// What encodes itself says of itself what it looks like.
+	if own, ok := reflect.Zero(t).Interface().(interface{ replySchema() map[string]any }); ok && t.Kind() != reflect.Pointer {
+		return own.replySchema()
+	}
 	switch t.Kind() {
 	case reflect.Pointer:
 		return map[string]any{"anyOf": []any{replySchema(t.Elem()), map[string]any{"type": "null"}}}
@@ -125,7 +129,7 @@ func replySchema(t reflect.Type) map[string]any {
 		return map[string]any{"type": "boolean"}
 	case reflect.Int, reflect.Int32, reflect.Int64:
 		return map[string]any{"type": "integer"}
-	case reflect.Float64:
+	case reflect.Float32, reflect.Float64:
 		return map[string]any{"type": "number"}
 	}
 	panic("openapi: no schema for " + t.String())

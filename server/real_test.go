@@ -74,10 +74,13 @@ func (c goldenCase) messages(t *testing.T) json.RawMessage {
 }
 
 // tinyEngine converts and opens llava15-tiny.
-func tinyEngine(t *testing.T) *engine.Engine {
+func tinyEngine(t *testing.T) *engine.Engine { return realEngine(t, "llava15-tiny", "tiny") }
+
+// realEngine converts and opens the model of a golden set, under a name.
+func realEngine(t *testing.T, set, name string) *engine.Engine {
 	t.Helper()
-	folder := filepath.Join(t.TempDir(), "tiny")
-	if _, err := convert.Convert(t.Context(), convert.Options{Checkpoint: filepath.Join(goldens, "llava15-tiny", "checkpoint"), Out: folder, Precision: "fp32"}); err != nil {
+	folder := filepath.Join(t.TempDir(), name)
+	if _, err := convert.Convert(t.Context(), convert.Options{Checkpoint: filepath.Join(goldens, set, "checkpoint"), Out: folder, Precision: "fp32"}); err != nil {
 		t.Fatal(err)
 	}
 	rt, err := graphs.Open(graphs.Options{})

@@ -60,6 +60,7 @@ type Limits struct {
 	BodiesBytes   int64         // all bodies held at once; 256 MiB
 	MediaBytes    int64         // one picture, encoded; 20 MiB
 	Pictures      int           // pictures of one request; 16
+	HeadPictures  int           // pictures of one request for scores, embeddings or a ranking; 64
 	InFlight      int           // answers being made or waiting, per model; a request with n choices counts n times; 64
 	Choices       int           // largest n; 8
 	HeaderTimeout time.Duration // reading a request's head; 10 s
@@ -76,6 +77,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.BodiesBytes, 256<<20)
 	set(&l.MediaBytes, 20<<20)
 	set(&l.Pictures, 16)
+	set(&l.HeadPictures, 64)
 	set(&l.InFlight, 64)
 	set(&l.Choices, 8)
 	set(&l.HeaderTimeout, 10*time.Second)

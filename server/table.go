@@ -13,6 +13,10 @@ import (
 var (
 	chatSchema     = spec.Of[chatRequest]()
 	tokenizeSchema = spec.Of[tokenizeRequest]()
+
+	scoreSchema      = spec.Of[scoreRequest]()
+	embeddingsSchema = spec.Of[embeddingsRequest]()
+	rerankSchema     = spec.Of[rerankRequest]()
 )
 
 // operation is what the OpenAPI document says of a route.
@@ -32,6 +36,12 @@ func (s *Server) table() []route {
 		{method: http.MethodGet, path: "/v1/models/{id}", handle: s.getModel, doc: operation{summary: "One served model.", reply: modelObject{}}},
 		{method: http.MethodPost, path: "/v1/caption", handle: s.caption,
 			doc: operation{summary: "Caption an uploaded picture.", upload: captionForm, reply: captionReply{}}},
+		{method: http.MethodPost, path: "/v1/score", handle: s.score,
+			doc: operation{summary: "Score pictures against texts: a matrix for each of the model's scores.", request: scoreSchema, reply: map[string]any{}}},
+		{method: http.MethodPost, path: "/v1/embeddings", handle: s.embeddings,
+			doc: operation{summary: "Embed texts and pictures in their common space.", request: embeddingsSchema, reply: embeddingsReply{}}},
+		{method: http.MethodPost, path: "/v1/rerank", handle: s.rerank,
+			doc: operation{summary: "Rank pictures by their fit to a text.", request: rerankSchema, reply: rerankReply{}}},
 		{method: http.MethodPost, path: "/tokenize", handle: s.tokenize,
 			doc: operation{summary: "Count the tokens of a prompt, pictures included.", request: tokenizeSchema, reply: tokenizeReply{}}},
 		{method: http.MethodGet, path: "/healthz", open: true, handle: s.healthz, doc: operation{summary: "The process is alive.", reply: status{}}},

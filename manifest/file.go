@@ -117,9 +117,19 @@ func (m *Manifest) validatePicture(p *problems) {
 	m.stages(p, "picture.stages", pic.Stages)
 	p.check(pic.Features != "" || m.Decoder == nil, "picture.features is empty and there is a decoder that reads them")
 	p.check(pic.Features == "" || m.makes(pic.Stages, pic.Features), "picture.features is %q, which none of picture.stages makes", pic.Features)
-	p.within("picture.height", pic.Height, 1, 1<<14)
-	p.within("picture.width", pic.Width, 1, 1<<14)
-	p.within("picture.tokens_per_tile", pic.TokensPerTile, 1, 1<<20)
+	m.validatePatches(p)
+	p.check(pic.Newline == "" || m.makes(pic.Stages, pic.Newline), "picture.newline is %q, which none of picture.stages makes", pic.Newline)
+	if v := pic.Video; v != nil {
+		p.within("picture.video.pool", v.Pool, 0, 1<<10)
+		p.check(m.Prompt.VideoPlaceholder != "", "picture.video is there and prompt.video_placeholder is empty")
+		p.check(!v.EndNewline || pic.Newline != "", "picture.video.end_newline is set and picture.newline is empty")
+	}
+	p.check(pic.Video != nil || m.Prompt.VideoPlaceholder == "", "prompt.video_placeholder is %q and there is no picture.video", m.Prompt.VideoPlaceholder)
+	if pic.Patches == nil { // otherwise all three follow from each picture's size
+		p.within("picture.height", pic.Height, 1, 1<<14)
+		p.within("picture.width", pic.Width, 1, 1<<14)
+		p.within("picture.tokens_per_tile", pic.TokensPerTile, 1, 1<<20)
+	}
 	p.check(len(pic.Mean) == 3 && len(pic.Std) == 3, "picture.mean and picture.std need three values each")
 	for _, s := range pic.Std {
 		p.check(s > 0, "picture.std has %v; it must be positive", s)
@@ -144,6 +154,7 @@ func (m *Manifest) validateDecoder(p *problems) {
 		p.within("decoder.rope.dim", d.Rope.Dim, 2, d.HeadDim)
 		p.check(d.Rope.Theta > 0, "decoder.rope.theta is %v", d.Rope.Theta)
 	}
+	m.validateMRoPE(p)
 	if m.Embeddings == nil {
 		p.check(false, "a decoder needs embeddings")
 		return

@@ -129,9 +129,20 @@ type Picture struct {
 	MaxAnyres  int       `toml:"max_anyres,omitzero"`  // "anyres": features beyond MaxAnyres tiles' worth are shrunk; 0 for never
 	Newline    string    `toml:"newline,omitempty"`    // "anyres": tensor [1, hidden_size] that ends each row of features
 	TileAlone  bool      `toml:"tile_alone,omitempty"` // "anyres": one of several pictures in a prompt is not tiled but padded to a square of Background
+	Video      *Video    `toml:"video,omitempty"`      // nil: the model takes no videos
 	LongEdge   int       `toml:"long_edge,omitzero"`   // "split": the longer edge after the first resize
+	Patches    *Patches  `toml:"patches,omitempty"`    // "patches"
 	Mean       []float64 `toml:"mean"`                 // per channel, of values in 0..1
 	Std        []float64 `toml:"std"`
+}
+
+// Video says how a video becomes tiles and rows: each frame is stretched to one tile.
+type Video struct {
+	// Pool is the side of the squares of a frame's features (a map of PatchGrid × PatchGrid) that become one row, by
+	// bilinear interpolation to the sides divided by Pool and rounded up; 0 or 1: each feature is a row.
+	Pool int `toml:"pool,omitzero"`
+	// EndNewline says that the picture's Newline follows the last frame.
+	EndNewline bool `toml:"end_newline,omitempty"`
 }
 
 // Prompt says how messages become text and where pictures go in it.
@@ -153,6 +164,13 @@ type Prompt struct {
 	TilePrefix  string `toml:"tile_prefix,omitempty"`
 	RowSuffix   string `toml:"row_suffix,omitempty"`
 	TilesSuffix string `toml:"tiles_suffix,omitempty"`
+	// VideoPlaceholder stands for one video; empty where the model takes none. It becomes, for each frame, FramePrefix, the
+	// tokens and FrameSuffix, with FrameSeparator between frames. {frame} is counted from 1. VideoToken is ImageToken where empty.
+	VideoPlaceholder string `toml:"video_placeholder,omitempty"`
+	VideoToken       string `toml:"video_token,omitempty"`
+	FramePrefix      string `toml:"frame_prefix,omitempty"`
+	FrameSuffix      string `toml:"frame_suffix,omitempty"`
+	FrameSeparator   string `toml:"frame_separator,omitempty"`
 	// Caption is the user's text when a picture is to be captioned and nothing was asked.
 	Caption string `toml:"caption"`
 	// RawCaption is the whole prompt of a caption where there is no template.
@@ -161,7 +179,8 @@ type Prompt struct {
 
 // Tokens are the special tokens. Ids are -1 where the model has none.
 type Tokens struct {
-	Image int   `toml:"image"` // the id whose embedding is replaced by a feature row
+	Image int   `toml:"image"`          // the id whose embedding is replaced by a feature row
+	Video int   `toml:"video,omitzero"` // the same for videos, where it is another id; 0: it is not
 	BOS   int   `toml:"bos"`
 	EOS   []int `toml:"eos"` // any of these ends generation
 	Pad   int   `toml:"pad"`
@@ -181,6 +200,8 @@ type Decoder struct {
 	MaxPositions int    `toml:"max_positions"`
 	CacheDType   string `toml:"cache_dtype"` // float32 or float16
 	Rope         *Rope  `toml:"rope,omitempty"`
+	// Positions is empty where a token's position is its place in the sequence, or "mrope": pictures have rows and columns.
+	Positions string `toml:"positions,omitempty"`
 	// Encoder is set where the prompt goes through an encoder and the decoder starts from StartToken alone.
 	Encoder *Encoder `toml:"encoder,omitempty"`
 }
@@ -210,6 +231,10 @@ type Rope struct {
 	MScaleAllDim         float64 `toml:"mscale_all_dim,omitzero"`
 	AttentionFactor      float64 `toml:"attention_factor,omitzero"` // yarn; 0: computed from Factor
 	NoTruncate           bool    `toml:"no_truncate,omitempty"`     // yarn: truncate = false
+	// Sections are the numbers of frequencies that turn with the time, row and column of a token (positions "mrope"):
+	// one section after the other or, Interleaved, in turns for as long as rows and columns have some left.
+	Sections    []int `toml:"sections,omitempty"`
+	Interleaved bool  `toml:"interleaved,omitempty"`
 }
 
 // Embeddings is the token embedding table: File holds Rows × HiddenSize values of DType, row-major, little-endian,

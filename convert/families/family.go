@@ -8,6 +8,7 @@ package families
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -31,6 +32,8 @@ type Release struct {
 	// Parts are the other checkpoints that the release refers to (a vision tower kept elsewhere), by the name under
 	// which their tensors appear with "NAME." in front.
 	Parts map[string]*Release
+	// Options are the sizes that a release in pieces leaves to its code (heads, layers); a .toml of pieces gives them.
+	Options map[string]int64
 	// PlanOnly says that nothing will run: a missing tokenizer is then no problem.
 	PlanOnly bool
 }
@@ -85,7 +88,11 @@ type Family interface {
 type Head struct {
 	ModelType     string   `json:"model_type"`
 	Architectures []string `json:"architectures"`
+	Given         []string `json:"-"` // names of the parts that a .toml of pieces gives
 }
+
+// Has reports whether a .toml of pieces gives the part.
+func (h Head) Has(part string) bool { return slices.Contains(h.Given, part) }
 
 // Is reports whether the configuration names the architecture.
 func (h Head) Is(architecture string) bool {
@@ -98,7 +105,8 @@ func (h Head) Is(architecture string) bool {
 }
 
 // all lists the families; a new one is added here and nowhere else.
-var all = []Family{llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, llavaNext{}, llavaOneVision{}, smolVLM{}}
+var all = []Family{blip2Authors{}, llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, llavaNext{}, llavaOneVision{}, smolVLM{},
+	qwenVLs[0], qwenVLs[1], qwenVLs[2]}
 
 // UnknownError says that no family takes a configuration.
 type UnknownError struct{ Head Head }
@@ -113,9 +121,9 @@ func (e *UnknownError) Error() string {
 		strings.Join(e.Head.Architectures, ", "), e.Head.ModelType, strings.Join(known, ", "))
 }
 
-// Find returns the family that a config.json belongs to.
-func Find(config json.RawMessage) (Family, Head, error) {
-	var head Head
+// Find returns the family that a config.json belongs to. given are the names of the parts that come with it.
+func Find(config json.RawMessage, given ...string) (Family, Head, error) {
+	head := Head{Given: given}
 	if err := json.Unmarshal(config, &head); err != nil {
 		return nil, head, fmt.Errorf("read config.json: %w", err)
 	}

@@ -49,6 +49,11 @@ type llamaConfig struct {
 	Neftune         json.RawMessage `json:"neftune_noise_alpha"`
 	TransformersJS  json.RawMessage `json:"transformers.js_config"`
 	MoE             json.RawMessage `json:"moe_config"`
+
+	// What a decoder of pictures of any size adds: a norm of each head of q and k, tables a token, rows behind layers.
+	qkNorm     bool
+	packedRope bool
+	deepstack  int
 }
 
 // ropeScaling is rope_scaling and rope_parameters.
@@ -67,6 +72,8 @@ type ropeScaling struct {
 	AttentionFactor      float64  `json:"attention_factor"`
 	Truncate             *bool    `json:"truncate"`
 	PartialRotary        *float64 `json:"partial_rotary_factor"`
+	Sections             []int    `json:"mrope_section"`
+	Interleaved          bool     `json:"mrope_interleaved"`
 }
 
 // decodeLlama reads a text configuration with the defaults of its class.
@@ -85,11 +92,14 @@ func decodeLlama(raw json.RawMessage, where string, t *blocks.Tensors) (llamaCon
 	case "mistral":
 		kv, window := int64(8), int64(4096)
 		c.IntermediateSize, c.KVHeads, c.MaxPositions, c.SlidingWindow = 14336, &kv, 131072, &window
+	case "qwen3":
+		headDim := int64(128)
+		c.HeadDim, c.qkNorm = &headDim, true
 	case "qwen2":
 		off, window := false, int64(4096)
 		c.VocabSize, c.IntermediateSize, c.MaxPositions, c.UseSliding, c.SlidingWindow, c.MaxWindowLayers = 151936, 22016, 32768, &off, &window, 28
 	default:
-		t.Problem(where+" model_type", fmt.Sprintf("is %q; llama, mistral and qwen2 decoders are supported here", head.ModelType))
+		t.Problem(where+" model_type", fmt.Sprintf("is %q; llama, mistral, qwen2 and qwen3 decoders are supported here", head.ModelType))
 		return c, false
 	}
 	if raw != nil {
@@ -189,7 +199,8 @@ func (c llamaConfig) window(layer int64) int64 {
 
 func (c llamaConfig) cache() blocks.Cache {
 	rope := int64(float64(c.headDim()) * c.partialRotary())
-	return blocks.Cache{Layers: int(c.Layers), Heads: c.Heads, KVHeads: c.kvHeads(), HeadDim: c.headDim(), RopeDim: rope}
+	return blocks.Cache{Layers: int(c.Layers), Heads: c.Heads, KVHeads: c.kvHeads(), HeadDim: c.headDim(), RopeDim: rope,
+		PackedRope: c.packedRope, Deepstack: c.deepstack}
 }
 
 func (c llamaConfig) partialRotary() float64 {
@@ -213,6 +224,10 @@ func (c llamaConfig) rope(t *blocks.Tensors, where string) (*manifest.Rope, int6
 	if s == nil {
 		return r, c.MaxPositions
 	}
+	if len(s.Sections) > 0 && !c.packedRope {
+		t.Problem(where+" rope_scaling mrope_section", "is set where positions have one axis")
+	}
+	r.Sections, r.Interleaved = s.Sections, s.Interleaved
 	kind := s.Type
 	if kind == "" {
 		kind = s.OldType
@@ -220,7 +235,7 @@ func (c llamaConfig) rope(t *blocks.Tensors, where string) (*manifest.Rope, int6
 	original := s.OriginalMaxPositions
 	positions := c.MaxPositions
 	switch kind {
-	case "", "default":
+	case "", "default", "mrope":
 		return r, positions
 	case "linear":
 		positions = scaled(c.MaxPositions, s.Factor)
@@ -268,6 +283,7 @@ type llamaLayout struct {
 type llamaLayerNames struct {
 	inputNorm, postNorm    string
 	output, gate, up, down string
+	queryNorm, keyNorm     string                                                            // of models that norm each head
 	qkv                    func(t *blocks.Tensors, suffix string, in ...int64) blocks.Weight // q, k, v by rows; in is what follows the rows in the shape
 }
 
@@ -280,6 +296,7 @@ func (c llamaConfig) layout(prefix, head string) llamaLayout {
 			at := fmt.Sprintf("%slayers.%d.", prefix, i)
 			return llamaLayerNames{inputNorm: at + "input_layernorm.weight", postNorm: at + "post_attention_layernorm.weight",
 				output: at + "self_attn.o_proj", gate: at + "mlp.gate_proj", up: at + "mlp.up_proj", down: at + "mlp.down_proj",
+				queryNorm: at + "self_attn.q_norm.weight", keyNorm: at + "self_attn.k_norm.weight",
 				qkv: func(t *blocks.Tensors, suffix string, in ...int64) blocks.Weight {
 					part := func(name string, rows int64) blocks.Weight {
 						return t.Weight(at+"self_attn."+name+suffix, append([]int64{rows}, in...)...)
@@ -303,6 +320,9 @@ func (c llamaConfig) buildFrom(b *blocks.Builder, names llamaLayout) {
 	x, pending := step.InputsEmbeds, (*onnx.Value)(nil)
 	for i := range c.Layers {
 		b.Scope(fmt.Sprintf("layers.%d", i), func() { x, pending = c.layer(b, step, names.layer(i), int(i), x, pending) })
+		if int(i) < len(step.Deepstack) {
+			pending = b.Op("Add", []*onnx.Value{pending, step.Deepstack[i]})
+		}
 	}
 	_, x = b.AddRMSNorm("norm", b.WantedRows(step, x), b.WantedRows(step, pending), t.Weight(names.norm, h), c.RMSNormEps)
 	var w blocks.Weight
@@ -333,7 +353,7 @@ func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLaye
 		bias := names.qkv(t, ".bias")
 		qkv.B = &bias
 	}
-	y = b.CachedAttention(step, index, b.Linear(y, qkv), c.cache(), c.window(int64(index)))
+	y = b.CachedAttention(step, index, c.rotated(b, step, names, b.Linear(y, qkv)), c.cache(), c.window(int64(index)))
 	out := blocks.Linear{Name: "self_attn.o_proj", W: t.Weight(names.output+".weight", h, q), Kind: blocks.Attention, Layer: index}
 	if c.AttentionBias {
 		bias := t.Weight(names.output+".bias", h)
@@ -353,6 +373,27 @@ func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLaye
 	parts := b.Columns(b.Linear(y, gateUp), m, m)
 	y = b.Op("Mul", []*onnx.Value{b.Activate("silu", parts[0]), parts[1]})
 	return x, b.Linear(y, down)
+}
+
+// rotated norms and turns the heads of q and k before attention takes them; without tables a token that is left to it.
+func (c llamaConfig) rotated(b *blocks.Builder, step *blocks.Step, names llamaLayerNames, qkv *onnx.Value) *onnx.Value {
+	if !c.packedRope {
+		return qkv
+	}
+	d, kv := c.headDim(), c.kvHeads()
+	parts := b.Columns(qkv, c.Heads*d, kv*d, kv*d)
+	for i, p := range []struct {
+		norm, path string
+		heads      int64
+	}{{"q_norm", names.queryNorm, c.Heads}, {"k_norm", names.keyNorm, kv}} {
+		if c.qkNorm {
+			heads := b.Op("Reshape", []*onnx.Value{parts[i], b.Ints1(-1, d)})
+			heads = b.RMSNorm(p.norm, heads, b.Tensors.Weight(p.path, d), c.RMSNormEps)
+			parts[i] = b.Op("Reshape", []*onnx.Value{heads, b.Ints1(-1, p.heads*d)})
+		}
+		parts[i] = b.RotateStep(step, parts[i], p.heads, d)
+	}
+	return b.Op("Concat", parts, onnx.Int("axis", 1))
 }
 
 // decoder describes the decoder in the manifest.

@@ -40,6 +40,11 @@ type imageProcessor struct {
 	Splitting     *bool           `json:"do_image_splitting"` // SmolVLMImageProcessor
 	MaxImageSize  sizes           `json:"max_image_size"`
 	VideoSampling json.RawMessage `json:"video_sampling"`
+	MinPixels     int             `json:"min_pixels"` // Qwen2VLImageProcessor
+	MaxPixels     int             `json:"max_pixels"`
+	PatchSize     int             `json:"patch_size"`
+	TemporalPatch int             `json:"temporal_patch_size"`
+	MergeSize     int             `json:"merge_size"`
 }
 
 // sizes is a size as processors write it: a number, or an object.

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -136,13 +137,21 @@ func (e *Error) write(w http.ResponseWriter) {
 	writeJSON(w, e.Status, e.body())
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	raw, err := json.Marshal(v)
-	if err != nil { // only our own types come here
-		panic(err)
+// encode is one line of JSON, its end included. Text stays as it is: escapes for HTML are of no use in a reply that is none.
+func encode(v any) []byte {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err) // only our own types come here
 	}
+	return buf.Bytes()
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	raw := encode(v)
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(raw)+1))
+	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
 	w.WriteHeader(status)
-	_, _ = w.Write(append(raw, '\n')) // a client that has gone is no error of ours; its context says so
+	_, _ = w.Write(raw) // a client that has gone is no error of ours; its context says so
 }

@@ -19,6 +19,7 @@ import (
 type exchange struct {
 	id         string
 	route      string // path pattern, empty when none matched
+	probe      bool   // a health check
 	model      string // only names of served models
 	key        string // name of the API key, empty without keys
 	user       string // what the client said about its end user
@@ -128,6 +129,9 @@ func (s *Server) record(x *exchange, rec *recorder, r *http.Request, client stri
 		attrs = append(attrs, slog.Int("prompt_tokens", x.prompt), slog.Int("completion_tokens", x.completion), slog.Int("pictures", x.pictures))
 	}
 	level := slog.LevelInfo
+	if x.probe && status < 400 {
+		level = slog.LevelDebug // probes come every few seconds
+	}
 	if failed != nil {
 		attrs = append(attrs, slog.String("code", failed.Code), slog.String("error", failed.Message))
 		if failed.cause != nil {
@@ -143,7 +147,7 @@ func (s *Server) record(x *exchange, rec *recorder, r *http.Request, client stri
 // guard checks who asks before a handler runs.
 func (s *Server) guard(rt route, w http.ResponseWriter, r *http.Request) error {
 	x := exchangeOf(r)
-	x.route = rt.path
+	x.route, x.probe = rt.path, rt.open
 	if err := http.NewCrossOriginProtection().Check(r); err != nil {
 		return &Error{Status: http.StatusForbidden, Type: typePermission, Code: codeCrossOrigin, Message: "requests from pages of other origins are refused", cause: err}
 	}

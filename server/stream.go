@@ -6,7 +6,6 @@
 package server
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -58,14 +57,11 @@ func (e *eventWriter) send(events ...any) error {
 	}
 	_ = e.control.SetWriteDeadline(time.Now().Add(e.timeout)) // recorders of tests have none
 	for _, v := range events {
-		raw, isText := v.(json.RawMessage)
-		if !isText {
-			var err error
-			if raw, err = json.Marshal(v); err != nil {
-				panic(err) // only our own types come here
-			}
+		line, isLine := v.([]byte)
+		if !isLine {
+			line = encode(v)
 		}
-		if _, err := fmt.Fprintf(e.w, "data: %s\n\n", raw); err != nil {
+		if _, err := fmt.Fprintf(e.w, "data: %s\n", line); err != nil {
 			return fmt.Errorf("write event: %w", err)
 		}
 	}
@@ -129,7 +125,7 @@ func finishStream(out *eventWriter, st *streamState, g *generation) error {
 	if st.c.includeUsage {
 		last = append(last, chunkWithUsage{chunk: st.chunk(), Usage: &st.total})
 	}
-	if err := out.send(append(last, json.RawMessage("[DONE]"))...); err != nil {
+	if err := out.send(append(last, []byte("[DONE]\n"))...); err != nil {
 		return &Error{Status: statusClientClosed, Type: typeInvalid, Code: codeClientGone, Message: "the client does not read its stream", cause: err}
 	}
 	return nil

@@ -28,7 +28,7 @@ func waitFor(t *testing.T, ok func() bool) {
 // The events as they go over the wire.
 func TestStreamEvents(t *testing.T) {
 	h := handler(t, Options{Models: []Model{newFake("tiny")}})
-	w := post(h, "/v1/chat/completions", "application/json", `{"model":"tiny","messages":[{"role":"user","content":"hi you"}],"stream":true,"stream_options":{"include_usage":true}}`)
+	w := post(h, "/v1/chat/completions", "application/json", `{"model":"tiny","messages":[{"role":"user","content":"hi <you>"}],"stream":true,"stream_options":{"include_usage":true}}`)
 	if got := w.Header().Get("Content-Type"); got != "text/event-stream" {
 		t.Errorf("Content-Type %q", got)
 	}
@@ -44,6 +44,9 @@ func TestStreamEvents(t *testing.T) {
 	}
 	if !strings.Contains(events[0], `"delta":{"role":"assistant","content":""}`) || !strings.Contains(events[0], `"usage":null`) {
 		t.Errorf("first event %q", events[0])
+	}
+	if !strings.Contains(body, "<you>") {
+		t.Errorf("escaped for HTML: %s", body)
 	}
 	finish, used := events[len(events)-3], events[len(events)-2]
 	if !strings.Contains(finish, `"delta":{}`) || !strings.Contains(finish, `"finish_reason":"stop"`) {

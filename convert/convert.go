@@ -201,7 +201,7 @@ func summarize(src *source, plan *families.Plan, opts Options) *Summary {
 		s.Bytes += bytes
 	}
 	if e := plan.Embeddings; e != nil {
-		info, _ := src.inventory.Lookup(e.Tensor)
+		info, _ := src.tensors.Inventory().Lookup(e.Tensor)
 		s.Components = append(s.Components, ComponentSummary{Name: "embeddings", Parameters: info.Elements(), Bytes: info.Bytes(),
 			Formats: map[string]int64{embeddingDType(info.DType): info.Elements()}, Policy: "as released"})
 		s.Parameters += info.Elements()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,17 +78,18 @@ func (s *source) plan(opts families.Options) (*families.Plan, error) {
 type pieces struct {
 	Checkpoint string            `toml:"checkpoint"`
 	Parts      map[string]string `toml:"parts"`
+	Options    map[string]int64  `toml:"options"`
 }
 
 // openSource opens a folder, a .toml of pieces, or an inventory (.json.gz, which can only be planned).
 func openSource(ctx context.Context, path string, planOnly bool) (s *source, err error) {
-	given := map[string]string{}
-	main := path
+	given := pieces{Checkpoint: path}
 	if strings.HasSuffix(path, ".toml") {
-		if main, given, err = readPieces(path); err != nil {
+		if given, err = readPieces(path); err != nil {
 			return nil, err
 		}
 	}
+	main := given.Checkpoint
 	s = &source{path: path}
 	defer func() {
 		if err != nil {
@@ -99,16 +101,17 @@ func openSource(ctx context.Context, path string, planOnly bool) (s *source, err
 	if err != nil {
 		return s, err
 	}
-	if s.family, s.head, err = families.Find(s.release.Config); err != nil {
+	s.release.Options = given.Options
+	if s.family, s.head, err = families.Find(s.release.Config, slices.Sorted(maps.Keys(given.Parts))...); err != nil {
 		return s, fmt.Errorf("convert %s: %w", path, err)
 	}
 	merged := map[string]checkpoint.Inventory{"": inventory}
 	for name, reference := range s.family.Parts(s.release.Config) {
-		at, err := locatePart(main, name, reference, given)
+		at, err := locatePart(main, name, reference, given.Parts)
 		if err != nil {
 			return s, fmt.Errorf("convert %s: %w", path, err)
 		}
-		delete(given, name)
+		delete(given.Parts, name)
 		part := new(families.Release)
 		inv, _, err := s.openOne(ctx, at, planOnly, &part)
 		if err != nil {
@@ -117,7 +120,7 @@ func openSource(ctx context.Context, path string, planOnly bool) (s *source, err
 		s.release.Parts[name] = part
 		merged[name+"."] = inv
 	}
-	for name := range given {
+	for name := range given.Parts {
 		return s, fmt.Errorf("convert %s: parts.%s is given and the family %s has no such part", path, name, s.family.Name())
 	}
 	return s, s.merge(merged, inventory, cp)
@@ -171,6 +174,16 @@ func (s *source) openOne(ctx context.Context, path string, planOnly bool, releas
 	if err != nil {
 		return nil, nil, fmt.Errorf("open checkpoint: %w", err)
 	}
+	if !info.IsDir() && weightFile(path) {
+		cp, err := checkpoint.OpenFile(ctx, path)
+		if err != nil {
+			return nil, nil, err
+		}
+		s.closers = append(s.closers, cp)
+		s.files = append(s.files, cp.Files()...)
+		*release = &families.Release{Name: filepath.Base(path), Parts: map[string]*families.Release{}}
+		return cp, cp, nil
+	}
 	if !info.IsDir() {
 		if !strings.HasSuffix(path, ".json.gz") {
 			return nil, nil, fmt.Errorf("open checkpoint %s: a folder, a .toml of pieces or an inventory (.json.gz) is due", path)
@@ -197,6 +210,11 @@ func (s *source) openOne(ctx context.Context, path string, planOnly bool, releas
 	s.files = append(append(s.files, side...), cp.Files()...)
 	*release = r
 	return cp, cp, nil
+}
+
+// weightFile reports whether a piece is a file of weights alone.
+func weightFile(path string) bool {
+	return slices.Contains([]string{".pth", ".pt", ".bin", ".safetensors"}, filepath.Ext(path))
 }
 
 // sideFiles are the files of a release that say something about the model, by where they go.
@@ -303,23 +321,22 @@ func inventoryRelease(path string, inv *checkpoint.InventoryFile) *families.Rele
 	}
 }
 
-func readPieces(path string) (main string, parts map[string]string, err error) {
-	var p pieces
+func readPieces(path string) (p pieces, err error) {
 	meta, err := toml.DecodeFile(path, &p)
 	if err != nil {
-		return "", nil, fmt.Errorf("read pieces %s: %w", path, err)
+		return p, fmt.Errorf("read pieces %s: %w", path, err)
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
-		return "", nil, fmt.Errorf("read pieces %s: unknown key %s", path, unknown[0])
+		return p, fmt.Errorf("read pieces %s: unknown key %s", path, unknown[0])
 	}
 	if p.Checkpoint == "" {
-		return "", nil, fmt.Errorf("read pieces %s: checkpoint is not given", path)
+		return p, fmt.Errorf("read pieces %s: checkpoint is not given", path)
 	}
-	parts = map[string]string{}
+	p.Checkpoint = relativeTo(path, p.Checkpoint)
 	for name, at := range p.Parts {
-		parts[name] = relativeTo(path, at)
+		p.Parts[name] = relativeTo(path, at)
 	}
-	return relativeTo(path, p.Checkpoint), parts, nil
+	return p, nil
 }
 
 func relativeTo(file, path string) string {

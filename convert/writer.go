@@ -129,7 +129,7 @@ func embeddingDType(d checkpoint.DType) string {
 // embeddings copies the token table as it is stored: looking rows up widens them.
 func (w *writer) embeddings(ctx context.Context, folder string) (err error) {
 	e := w.plan.Embeddings
-	info, _ := w.src.inventory.Lookup(e.Tensor)
+	info, _ := w.src.tensors.Inventory().Lookup(e.Tensor)
 	dtype := embeddingDType(info.DType)
 	if dtype == "" {
 		return &inputError{fmt.Errorf("%s has dtype %s; a token table is F32, F16 or BF16", e.Tensor, info.DType)}
@@ -145,7 +145,7 @@ func (w *writer) embeddings(ctx context.Context, folder string) (err error) {
 			return err
 		}
 		buf = buf[:min(int64(len(buf)), info.Bytes()-at)]
-		if err := w.src.weights.ReadRaw(ctx, e.Tensor, at, buf); err != nil {
+		if err := w.src.weights.ReadRaw(ctx, w.src.tensors.StoredName(e.Tensor), at, buf); err != nil {
 			return err
 		}
 		if _, err := f.Write(buf); err != nil {
@@ -153,7 +153,7 @@ func (w *writer) embeddings(ctx context.Context, folder string) (err error) {
 		}
 		w.advance("embeddings", int64(len(buf)))
 	}
-	w.src.weights.Release(e.Tensor)
+	w.src.weights.Release(w.src.tensors.StoredName(e.Tensor))
 	w.plan.Manifest.Embeddings = &manifest.Embeddings{File: embeddingsFile, DType: dtype, Rows: int(e.Rows), HiddenSize: int(e.Hidden), Scale: e.Scale}
 	w.bytes += info.Bytes()
 	return f.Sync()

@@ -26,6 +26,7 @@ func (p Problem) String() string { return p.Subject + ": " + p.Message }
 // Tensors is a checkpoint's inventory with the account of what was used.
 type Tensors struct {
 	inventory checkpoint.Inventory
+	stored    map[string]string     // where a layout is renamed: the checkpoint's name of a tensor
 	reader    checkpoint.Checkpoint // nil while planning
 	used      map[string]bool
 	ignored   map[string]bool
@@ -59,6 +60,37 @@ func (t *Tensors) Wanted() []checkpoint.TensorInfo { return t.wanted }
 
 // Bind gives the account a checkpoint to read from, with the same tensors as its inventory.
 func (t *Tensors) Bind(cp checkpoint.Checkpoint) { t.reader = cp }
+
+// Rename lets the plan see the checkpoint under other names: rename gives a stored tensor's name in the layout that the
+// family builds from. Problems name both. It must come before anything else is asked.
+func (t *Tensors) Rename(rename func(stored string) string) {
+	var list []checkpoint.TensorInfo
+	t.stored = map[string]string{}
+	for _, name := range t.inventory.Names() {
+		info, _ := t.inventory.Lookup(name)
+		info.Name = rename(name)
+		if first, twice := t.stored[info.Name]; twice {
+			t.Problem(name, fmt.Sprintf("and %s are the same tensor (%s)", first, info.Name))
+			continue
+		}
+		t.stored[info.Name] = name
+		list = append(list, info)
+	}
+	renamed, err := checkpoint.NewList(list)
+	if err != nil {
+		t.Problem("the renamed layout", err.Error())
+		return
+	}
+	t.inventory = renamed
+}
+
+// storedName is the checkpoint's name of a tensor.
+func (t *Tensors) storedName(name string) string {
+	if s, ok := t.stored[name]; ok {
+		return s
+	}
+	return name
+}
 
 // Has reports whether the checkpoint holds a tensor of this name.
 func (t *Tensors) Has(name string) bool {
@@ -172,7 +204,7 @@ func (t *Tensors) Problems() []Problem {
 	for _, name := range t.inventory.Names() {
 		if !t.used[name] && !t.ignored[name] {
 			info, _ := t.inventory.Lookup(name)
-			list = append(list, Problem{name, fmt.Sprintf("(%s %v) belongs to no layer of this architecture", info.DType, info.Shape)})
+			list = append(list, Problem{t.storedName(name), fmt.Sprintf("(%s %v) belongs to no layer of this architecture", info.DType, info.Shape)})
 		}
 	}
 	return list
@@ -188,16 +220,22 @@ func (s stored) read(ctx context.Context, first int64, dst []float32) error {
 	if s.tensors.reader == nil {
 		return fmt.Errorf("read %s: the plan has no checkpoint bound to it", s.name)
 	}
-	return s.tensors.reader.ReadFloat32(ctx, s.name, first, dst)
+	return s.tensors.reader.ReadFloat32(ctx, s.tensors.storedName(s.name), first, dst)
 }
 
 func (s stored) String() string { return s.name }
 
 func (s stored) release() {
 	if s.tensors.reader != nil {
-		s.tensors.reader.Release(s.name)
+		s.tensors.reader.Release(s.tensors.storedName(s.name))
 	}
 }
+
+// Inventory returns the tensors under the names that the plan sees.
+func (t *Tensors) Inventory() checkpoint.Inventory { return t.inventory }
+
+// StoredName returns the checkpoint's own name of a tensor.
+func (t *Tensors) StoredName(name string) string { return t.storedName(name) }
 
 // Noted returns the problems noted so far, without the tensors that nothing used.
 func (t *Tensors) Noted() []Problem { return slices.Clone(t.problems) }

@@ -32,6 +32,11 @@ func (blip2) Match(h Head) bool                       { return h.Is("Blip2ForCon
 func (blip2) Parts(json.RawMessage) map[string]string { return nil }
 
 func (f blip2) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) {
+	return f.planWith(r, t, opts, func(*evaVision) {})
+}
+
+// planWith plans with a tower that adjust may change.
+func (f blip2) planWith(r *Release, t *blocks.Tensors, opts Options, adjust func(*evaVision)) (*Plan, error) {
 	c := blip2Config{Queries: 32, TextHidden: 256}
 	decode(r.Config, &c, "config.json", t)
 	vision, ok := decodeEVA(c.VisionConfig, t)
@@ -39,6 +44,7 @@ func (f blip2) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) 
 	if !ok || !good {
 		return nil, nil
 	}
+	adjust(&vision)
 	m := blip2Model{family: f.Name(), vision: vision, former: former, embeddingNorm: "qformer.layernorm"}
 	p := m.plan(r, t, opts)
 	var head Head

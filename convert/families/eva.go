@@ -23,6 +23,8 @@ type evaVision struct {
 	HiddenAct        string  `json:"hidden_act"`
 	LayerNormEps     float64 `json:"layer_norm_eps"`
 	QKVBias          bool    `json:"qkv_bias"`
+
+	finalEps float64 // of the norm behind the tower; 0: LayerNormEps
 }
 
 func decodeEVA(raw json.RawMessage, t *blocks.Tensors) (evaVision, bool) {
@@ -61,7 +63,11 @@ func (c evaVision) build(b *blocks.Builder, prefix string) {
 	for i := range c.Layers {
 		b.Scope(fmt.Sprintf("layers.%d", i), func() { x = c.layer(b, fmt.Sprintf("%sencoder.layers.%d.", prefix, i), x, int(i)) })
 	}
-	x = b.LayerNormAt("post_layernorm", prefix+"post_layernorm", x, h, c.LayerNormEps)
+	eps := c.LayerNormEps
+	if c.finalEps != 0 {
+		eps = c.finalEps
+	}
+	x = b.LayerNormAt("post_layernorm", prefix+"post_layernorm", x, h, eps)
 	x = b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, n, h)})
 	b.Output("vision_features", x, onnx.Float, onnx.Free("tiles"), onnx.Fixed(n), onnx.Fixed(h))
 }
@@ -71,8 +77,12 @@ func (c evaVision) layer(b *blocks.Builder, prefix string, x *onnx.Value, index 
 	t, h, m := b.Tensors, c.HiddenSize, c.IntermediateSize
 	y := b.LayerNormAt("layer_norm1", prefix+"layer_norm1", x, h, c.LayerNormEps)
 	qkv := blocks.Linear{Name: "self_attn.qkv", W: t.Weight(prefix+"self_attn.qkv.weight", 3*h, h), Kind: blocks.Attention, Layer: index}
-	if c.QKVBias {
-		bias := t.Weight(prefix+"self_attn.qkv.bias", 3*h)
+	switch attn := prefix + "self_attn."; {
+	case c.QKVBias && !t.Has(attn+"qkv.bias") && t.Has(attn+"q_bias"): // as LAVIS stores it: keys have no bias
+		bias := blocks.ConcatRows(t.Weight(attn+"q_bias", h), blocks.Zeros(h), t.Weight(attn+"v_bias", h))
+		qkv.B = &bias
+	case c.QKVBias:
+		bias := t.Weight(attn+"qkv.bias", 3*h)
 		qkv.B = &bias
 	}
 	parts := b.Columns(b.Linear(y, qkv), h, h, h)

@@ -32,13 +32,15 @@ type Options struct {
 const (
 	PartText  = "text"
 	PartImage = "image"
+	PartVideo = "video"
 )
 
-// Part is one piece of a message: text, or a picture.
+// Part is one piece of a message: text, a picture, or a video.
 type Part struct {
-	Type    string   // PartText or PartImage
-	Text    string   // of PartText
-	Picture *Picture // of PartImage
+	Type    string    // PartText, PartImage or PartVideo
+	Text    string    // of PartText
+	Picture *Picture  // of PartImage
+	Frames  []Picture // of PartVideo, in their order; all are used
 }
 
 // Picture is an encoded picture: PNG, JPEG, WebP, GIF, BMP or TIFF.
@@ -46,6 +48,19 @@ type Picture struct {
 	Data       []byte
 	Source     string // file name or URL, shown in errors
 	IgnoreEXIF bool   // do not turn the picture upright
+}
+
+// Tilings of PictureOptions.
+const (
+	TilingAuto = preprocess.TilingAuto // as the model was released
+	TilingOff  = preprocess.TilingOff  // one tile a picture
+	TilingHD   = preprocess.TilingHD   // tiles for a model that was released without (LLaVA-1.5-HD)
+)
+
+// PictureOptions say how the pictures of a request are cut into tiles. They do not apply to frames of videos.
+type PictureOptions struct {
+	Tiling   string // TilingAuto, TilingOff or TilingHD
+	MaxTiles int    // of one picture, the whole picture that some models add not counted; 0: the model's bound
 }
 
 // Message is one turn of a chat, as the chat template sees it.
@@ -72,6 +87,8 @@ type Request struct {
 	Raw      bool
 	Prompt   string    // with Raw: contains one placeholder a picture, where the model has placeholders
 	Pictures []Picture // with Raw: in the order of their placeholders, or before the text where the model has none
+
+	PictureOptions PictureOptions
 
 	Sampling
 	MaxTokens int      // 0: the manifest's default; clipped to what the context leaves

@@ -23,9 +23,20 @@ type Prepared struct {
 	// [tiles, 3, height, width]. Nil without pictures.
 	Tensors map[string]Array
 
-	counts      []int // tokens of each picture
-	pictures    []*Picture
+	// Pictures are the request's pictures and the frames of its videos, in the order of the prompt.
+	Pictures []PictureLayout
+
+	placed      []placed
 	instruction []int32 // the user's text for the picture stages
+}
+
+// PictureLayout is what became of one picture.
+type PictureLayout struct {
+	Width, Height int // upright
+	Tiles         int // that the vision tower sees
+	Tokens        int // of the prompt
+	Columns, Rows int // of the tiles that it was cut into; 0 where it was not
+	Frame         int // of its video, from 1; 0 for a picture
 }
 
 // Prepare makes the prompt and the pictures' tensors without running a graph.
@@ -44,14 +55,14 @@ func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Arra
 	if err != nil {
 		return nil, err
 	}
-	if len(p.pictures) == 0 {
+	if len(p.placed) == 0 {
 		if len(given) > 0 {
 			return nil, errors.New("picture tensors were given for a request without pictures")
 		}
 		return p, nil
 	}
 	if p.Tensors = maps.Clone(given); given == nil {
-		if p.Tensors, err = e.pictures.prepare(ctx, p.pictures, p.counts); err != nil {
+		if p.Tensors, err = e.pictures.prepare(ctx, p.placed); err != nil {
 			return nil, err
 		}
 	}
@@ -81,8 +92,8 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{PromptText: plan.shown, pictures: plan.pictures}
-	if len(plan.pictures) > 0 {
+	p := &Prepared{PromptText: plan.shown}
+	if len(plan.media) > 0 {
 		if e.pictures == nil {
 			return nil, badRequest("messages", CodeUnsupported, ErrNoPictures, "model %s takes no pictures", e.name)
 		}
@@ -91,18 +102,20 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 				return nil, err
 			}
 		}
-		if p.counts, err = e.pictures.tokens(plan.pictures); err != nil {
+		if p.placed, err = e.pictures.place(plan.media, req.PictureOptions); err != nil {
 			return nil, err
 		}
-		for _, n := range p.counts {
-			p.ImageTokens += n
+		for _, pic := range p.placed {
+			l := pic.layout
+			p.ImageTokens += l.Tokens
+			p.Pictures = append(p.Pictures, PictureLayout{pic.width, pic.height, l.Tiles, l.Tokens, l.Grid.Columns, l.Grid.Rows, pic.frame})
 		}
 	}
 	// Before the expansion: a hostile number of picture tokens is refused without being written out.
 	if most := e.promptLimit(); most > 0 && p.ImageTokens > most {
 		return nil, e.tooLong("at least ", p.ImageTokens, p.ImageTokens)
 	}
-	if p.TokenIDs, err = e.prompter.encode(plan, p.counts); err != nil {
+	if p.TokenIDs, err = e.prompter.encode(plan, p.placed); err != nil {
 		return nil, err
 	}
 	if err := e.fit(p, req.MaxTokens); err != nil {
@@ -134,7 +147,7 @@ func (e *Engine) fit(p *Prepared, maxTokens int) error {
 		return e.tooLong("", len(p.TokenIDs), p.ImageTokens)
 	}
 	for _, id := range p.TokenIDs {
-		if int(id) >= e.embeddings.rows && int(id) != e.manifest.Tokens.Image {
+		if int(id) >= e.embeddings.rows && !e.prompter.isImageToken(id) {
 			return fmt.Errorf("the tokenizer gives token %d and the embedding table has %d rows: tokenizer and checkpoint do not belong together", id, e.embeddings.rows)
 		}
 	}
@@ -203,7 +216,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 
 // features runs the picture stages; without pictures it returns an empty result.
 func (e *Engine) features(ctx context.Context, p *Prepared, keep keeping) (*stageResult, error) {
-	if len(p.pictures) == 0 {
+	if len(p.placed) == 0 {
 		return &stageResult{}, nil
 	}
 	r, err := e.stages.run(ctx, p.Tensors, keep)
@@ -215,6 +228,9 @@ func (e *Engine) features(ctx context.Context, p *Prepared, keep keeping) (*stag
 	}
 	if e.manifest.Decoder == nil {
 		return r, nil
+	}
+	if err := r.arrange(p.placed, e.manifest.Picture.TokensPerTile); err != nil {
+		return nil, err
 	}
 	hidden := e.manifest.Decoder.HiddenSize
 	if r.width != hidden || len(r.features) != p.ImageTokens*hidden {
@@ -232,7 +248,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 	copy(ids, first)
 	q := &sequence{
 		ctx: ctx, ids: ids, prompt: len(ids), maxNew: p.MaxTokens,
-		features: made.features, imageToken: int32(m.Tokens.Image),
+		features: made.features, imageToken: int32(m.Tokens.Image), videoToken: int32(m.Tokens.Video),
 		sampler: newSampler(req.Sampling, m.Decoder.VocabSize, cap(ids)),
 		text:    tokenizer.NewStream(e.prompter.tokenizer, true),
 		stopper: stopper{stops: req.Stop},

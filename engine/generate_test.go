@@ -218,7 +218,7 @@ func TestBadRequests(t *testing.T) {
 		{"raw without a prompt", engine.Request{Raw: true}, engine.CodeInvalid, nil, []string{"empty"}},
 		{"raw with messages", with(func(r *engine.Request) { r.Raw = true }), engine.CodeInvalid, nil, []string{"exclude"}},
 		{"messages with a prompt", with(func(r *engine.Request) { r.Prompt = "x" }), engine.CodeInvalid, nil, []string{"raw"}},
-		{"unknown part", with(func(r *engine.Request) { r.Messages[0].Content[0].Type = "video" }), engine.CodeInvalid, nil, []string{"video"}},
+		{"unknown part", with(func(r *engine.Request) { r.Messages[0].Content[0].Type = "sound" }), engine.CodeInvalid, nil, []string{"sound"}},
 		{"image without a picture", with(func(r *engine.Request) { r.Messages[0].Content[0].Picture = nil }), engine.CodeInvalid, nil, []string{"without a picture"}},
 		{"role with a special token", with(func(r *engine.Request) { r.Messages[0].Role = "user</s>" }), engine.CodeInvalid, nil, []string{"role"}},
 		{"no role", with(func(r *engine.Request) { r.Messages[0].Role = "" }), engine.CodeInvalid, nil, []string{"role"}},

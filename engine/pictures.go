@@ -19,45 +19,86 @@ import (
 
 // pictures decodes and prepares. It is safe for many goroutines, and bounds the pixels of all of them together.
 type pictures struct {
-	recipe preprocess.Recipe
+	spec   manifest.Picture
 	limits preprocess.Limits
 	gate   chan struct{} // a place for each picture being decoded
 }
 
 func newPictures(m *manifest.Picture, limits preprocess.Limits) (*pictures, error) {
-	recipe, err := preprocess.NewRecipe(*m)
-	if err != nil {
+	if _, err := preprocess.NewRecipe(*m, preprocess.Options{}); err != nil {
 		return nil, err
 	}
-	return &pictures{recipe: recipe, limits: limits, gate: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
-}
-
-// tokens returns how many rows of the prompt each picture takes, from the headers alone.
-func (p *pictures) tokens(list []*Picture) ([]int, error) {
-	counts := make([]int, len(list))
-	total := 0
-	for i, pic := range list {
-		info, err := preprocess.Header(bytes.NewReader(pic.Data))
-		if err != nil {
-			return nil, pictureError(i, pic, err)
-		}
-		width, height := info.Upright()
-		if pic.IgnoreEXIF {
-			width, height = info.Width, info.Height
-		}
-		if counts[i], err = p.recipe.Tokens(width, height); err != nil {
-			return nil, pictureError(i, pic, err)
-		}
-		if total += counts[i]; total > math.MaxInt32 {
-			return nil, badRequest("messages", CodeContextLength, ErrContextTooLong, "the pictures take more than %d tokens", math.MaxInt32)
+	if m.Video != nil {
+		if _, err := preprocess.NewRecipe(*m, preprocess.Options{LastFrame: true}); err != nil {
+			return nil, err
 		}
 	}
-	return counts, nil
+	return &pictures{spec: *m, limits: limits, gate: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
 }
 
-// prepare decodes the pictures and returns the recipe's tensors, concatenated along their leading dimension. counts are
-// those of tokens: a picture whose pixels tell another story than its header is refused.
-func (p *pictures) prepare(ctx context.Context, list []*Picture, counts []int) (map[string]Array, error) {
+// medium is a picture of a prompt, or a video in it.
+type medium struct {
+	pictures []*Picture // one, or the frames
+	video    bool
+}
+
+// placed is a picture of a prompt, or a frame of a video in it, with what its size decides.
+type placed struct {
+	*Picture
+	recipe        preprocess.Recipe
+	layout        preprocess.Layout
+	width, height int
+	frame         int  // of its video, from 1; 0 for a picture
+	last          bool // of its video
+}
+
+// place lays out the media of a prompt from their headers alone, frames one by one.
+func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
+	options := preprocess.Options{Tiling: o.Tiling, MaxTiles: o.MaxTiles}
+	recipe, err := preprocess.NewRecipe(p.spec, options)
+	if err != nil {
+		return nil, badRequest("picture_options", CodeInvalid, err, "%v", err)
+	}
+	var list []placed
+	total := 0
+	for _, m := range media {
+		for i, pic := range m.pictures {
+			one := placed{Picture: pic, recipe: recipe}
+			if m.video {
+				one.frame, one.last = i+1, i == len(m.pictures)-1
+				if one.recipe, err = preprocess.NewRecipe(p.spec, preprocess.Options{Frame: true, LastFrame: one.last}); err != nil {
+					return nil, badRequest("messages", CodeUnsupported, err, "%v", err)
+				}
+			}
+			if err := one.layOut(); err != nil {
+				return nil, pictureError(len(list), pic, err)
+			}
+			if total += one.layout.Tokens; total > math.MaxInt32 {
+				return nil, badRequest("messages", CodeContextLength, ErrContextTooLong, "the pictures take more than %d tokens", math.MaxInt32)
+			}
+			list = append(list, one)
+		}
+	}
+	return list, nil
+}
+
+// layOut reads the picture's header.
+func (p *placed) layOut() error {
+	info, err := preprocess.Header(bytes.NewReader(p.Data))
+	if err != nil {
+		return err
+	}
+	p.width, p.height = info.Upright()
+	if p.IgnoreEXIF {
+		p.width, p.height = info.Width, info.Height
+	}
+	p.layout, err = p.recipe.Layout(p.width, p.height)
+	return err
+}
+
+// prepare decodes the pictures and returns the recipe's tensors, concatenated along their leading dimension. A picture
+// whose pixels tell another story than its header is refused.
+func (p *pictures) prepare(ctx context.Context, list []placed) (map[string]Array, error) {
 	prepared := make([]*preprocess.Prepared, len(list))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(cap(p.gate))
@@ -74,10 +115,11 @@ func (p *pictures) prepare(ctx context.Context, list []*Picture, counts []int) (
 				if gctx.Err() != nil {
 					return gctx.Err()
 				}
-				return pictureError(i, pic, err)
+				return pictureError(i, pic.Picture, err)
 			}
-			if out.Tokens != counts[i] {
-				return pictureError(i, pic, fmt.Errorf("its header promised %d tokens and its pixels make %d", counts[i], out.Tokens))
+			if out.Tokens != pic.layout.Tokens || out.Tiles != pic.layout.Tiles {
+				return pictureError(i, pic.Picture, fmt.Errorf("its header promised %d tiles and %d tokens, and its pixels make %d and %d",
+					pic.layout.Tiles, pic.layout.Tokens, out.Tiles, out.Tokens))
 			}
 			prepared[i] = out
 			return nil
@@ -92,12 +134,12 @@ func (p *pictures) prepare(ctx context.Context, list []*Picture, counts []int) (
 	return concat(prepared)
 }
 
-func (p *pictures) one(ctx context.Context, pic *Picture) (*preprocess.Prepared, error) {
+func (p *pictures) one(ctx context.Context, pic placed) (*preprocess.Prepared, error) {
 	rgb, err := preprocess.Decode(ctx, pic.Data, preprocess.DecodeOptions{Limits: p.limits, IgnoreEXIF: pic.IgnoreEXIF})
 	if err != nil {
 		return nil, err
 	}
-	return p.recipe.Prepare(ctx, rgb)
+	return pic.recipe.Prepare(ctx, rgb)
 }
 
 // concat joins the tensors of several pictures along their leading dimension.

@@ -15,6 +15,7 @@ import (
 // Values of prompt.expansion.
 const (
 	expansionRepeat  = "repeat"
+	expansionGrid    = "grid"
 	expansionPrepend = "prepend"
 )
 
@@ -24,7 +25,7 @@ func checkExpansion(m *manifest.Manifest) error {
 		return nil
 	}
 	switch m.Prompt.Expansion {
-	case expansionRepeat:
+	case expansionRepeat, expansionGrid:
 		if m.Prompt.Placeholder == "" || m.Prompt.ImageToken == "" {
 			return errors.New("prompt.placeholder and prompt.image_token must be given where pictures stand in the text")
 		}
@@ -36,7 +37,7 @@ func checkExpansion(m *manifest.Manifest) error {
 			return errors.New(`tokens.image is not set, and prompt.expansion "prepend" puts it before the text`)
 		}
 	default:
-		return fmt.Errorf(`prompt.expansion is %q; known are "repeat" and "prepend": run the folder with a newer glimpse, or convert again`, m.Prompt.Expansion)
+		return fmt.Errorf(`prompt.expansion is %q; known are "repeat", "grid" and "prepend": run the folder with a newer glimpse, or convert again`, m.Prompt.Expansion)
 	}
 	if m.Instruction != nil && m.Prompt.Expansion != expansionPrepend {
 		return errors.New(`instruction is set, which needs prompt.expansion "prepend"`)
@@ -64,26 +65,22 @@ func (p *prompter) planMessage(req Request, plan *promptPlan) error {
 		}
 	}
 	plan.text, plan.user = strings.Join(texts, " "), strings.Join(words, " ")
-	if plan.text == "" && len(plan.pictures) == 0 {
+	if plan.text == "" && len(plan.media) == 0 {
 		return badRequest("messages", CodeInvalid, nil, "the message is empty")
 	}
 	plan.shown = plan.shield.Uncover(plan.text)
 	return nil
 }
 
-// encodePrepended returns an image token for each row of each picture, and then the text's ids with the special tokens
+// encodePrepended returns an image token for each of the total rows of the pictures, and then the text's ids with the special tokens
 // that the tokenizer puts around a text. The text may be empty.
-func (p *prompter) encodePrepended(plan *promptPlan, tokens []int) ([]int32, error) {
+func (p *prompter) encodePrepended(plan *promptPlan, total int) ([]int32, error) {
 	ids, err := p.encodeText(plan, plan.text)
 	if err != nil {
 		return nil, err
 	}
 	if n := p.imageTokens(ids); n > 0 {
 		return nil, badRequest("messages", CodeInvalid, nil, "the text holds %d image tokens; pictures go before the text and have no place in it", n)
-	}
-	total := 0
-	for _, n := range tokens {
-		total += n
 	}
 	return append(slices.Repeat([]int32{int32(p.tokens.Image)}, total), ids...), nil
 }

@@ -39,12 +39,12 @@ type prompter struct {
 
 // promptPlan is a prompt before its pictures' sizes are known.
 type promptPlan struct {
-	text     string // with marks of the shield in it
-	shown    string // as users see it
-	user     string // what the user wrote: the raw prompt, or the texts of the one message of a model without template
-	raw      bool   // user is the caller's own, names of special tokens included
-	shield   *tokenizer.Shield
-	pictures []*Picture
+	text   string // with marks of the shield in it
+	shown  string // as users see it
+	user   string // what the user wrote: the raw prompt, or the texts of the one message of a model without template
+	raw    bool   // user is the caller's own, names of special tokens included
+	shield *tokenizer.Shield
+	media  []medium // pictures and videos, in the order of their placeholders
 }
 
 // openPrompter reads the template and the tokenizer of a model folder.
@@ -135,11 +135,7 @@ func (p *prompter) plan(req Request) (*promptPlan, error) {
 	if p.prompt.Placeholder == "" {
 		return plan, nil
 	}
-	if n := strings.Count(plan.text, p.prompt.Placeholder); n != len(plan.pictures) {
-		return nil, badRequest(param, CodeInvalid, nil, "the prompt has %d placeholders (%s) and the request %d pictures; each picture needs one",
-			n, p.prompt.Placeholder, len(plan.pictures))
-	}
-	return plan, nil
+	return plan, p.order(plan, param)
 }
 
 func (p *prompter) planRaw(req Request, plan *promptPlan) error {
@@ -153,7 +149,7 @@ func (p *prompter) planRaw(req Request, plan *promptPlan) error {
 	}
 	plan.text, plan.shown, plan.user, plan.raw = req.Prompt, req.Prompt, req.Prompt, true
 	for i := range req.Pictures {
-		plan.pictures = append(plan.pictures, &req.Pictures[i])
+		plan.media = append(plan.media, medium{pictures: []*Picture{&req.Pictures[i]}})
 	}
 	return nil
 }
@@ -221,9 +217,9 @@ func (p *prompter) content(parts []templatePart) any {
 		case part.Type == PartText:
 			b.WriteString(part.Text)
 		case i < len(parts)-1:
-			b.WriteString(p.prompt.Placeholder + "\n")
+			b.WriteString(p.placeholder(part.Type) + "\n")
 		default:
-			b.WriteString(p.prompt.Placeholder)
+			b.WriteString(p.placeholder(part.Type))
 		}
 	}
 	return b.String()
@@ -249,18 +245,25 @@ func (p *prompter) message(i int, m Message, plan *promptPlan) ([]templatePart, 
 				return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d is an image without a picture", j, i)
 			}
 			parts = append(parts, templatePart{Type: PartImage})
-			plan.pictures = append(plan.pictures, part.Picture)
+			plan.media = append(plan.media, medium{pictures: []*Picture{part.Picture}})
+		case PartVideo:
+			video, err := p.video(part, param, j, i)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, templatePart{Type: PartVideo})
+			plan.media = append(plan.media, video)
 		default:
-			return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d has the type %.40q; known are text and image", j, i, part.Type)
+			return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d has the type %.40q; known are text, image and video", j, i, part.Type)
 		}
 	}
 	// Texts of one message may be joined by the template; a name made of two of them would not be covered.
 	if probe.Cover(joined.String()) != covered.String() {
 		return nil, badRequest(param, CodeInvalid, nil, "the texts of message %d join into the name of a special token; send them as one part", i)
 	}
-	for _, name := range []string{p.prompt.Placeholder, p.prompt.ImageToken} {
+	for _, name := range []string{p.prompt.Placeholder, p.prompt.ImageToken, p.prompt.VideoPlaceholder, p.prompt.VideoToken} {
 		if name != "" && strings.Contains(covered.String(), name) {
-			return nil, badRequest(param, CodeInvalid, nil, "the text of message %d contains %s, which stands for a picture; send the picture as an image part", i, name)
+			return nil, badRequest(param, CodeInvalid, nil, "the text of message %d contains %s, which stands for a picture or a video; send it as a part of its own", i, name)
 		}
 	}
 	return parts, nil
@@ -278,24 +281,17 @@ func plainRole(role string) bool {
 
 // encode expands each placeholder to its picture's tokens and returns the ids. The number of image tokens among them is
 // what the pictures take, or the prompt is refused.
-func (p *prompter) encode(plan *promptPlan, tokens []int) ([]int32, error) {
-	text := plan.text
+func (p *prompter) encode(plan *promptPlan, list []placed) ([]int32, error) {
 	total := 0
-	if p.prepend {
-		return p.encodePrepended(plan, tokens)
+	for _, pic := range list {
+		total += pic.layout.Tokens
 	}
-	if len(tokens) > 0 {
-		pieces := strings.Split(text, p.prompt.Placeholder)
-		var b strings.Builder
-		for i, n := range tokens {
-			b.WriteString(pieces[i])
-			b.WriteString(p.prompt.Prefix)
-			b.WriteString(strings.Repeat(p.prompt.ImageToken, n))
-			b.WriteString(p.prompt.Suffix)
-			total += n
-		}
-		b.WriteString(pieces[len(tokens)])
-		text = b.String()
+	if p.prepend {
+		return p.encodePrepended(plan, total)
+	}
+	text := plan.text
+	if len(list) > 0 {
+		text = p.expand(text, list)
 	}
 	ids, err := p.encodeText(plan, text)
 	if err != nil {
@@ -322,15 +318,20 @@ func (p *prompter) encodeText(plan *promptPlan, text string) ([]int32, error) {
 	return ids, nil
 }
 
-// imageTokens counts the places of pictures.
+// imageTokens counts the places of pictures and videos.
 func (p *prompter) imageTokens(ids []int32) int {
 	found := 0
 	for _, id := range ids {
-		if p.tokens.Image >= 0 && int(id) == p.tokens.Image {
+		if p.isImageToken(id) {
 			found++
 		}
 	}
 	return found
+}
+
+// isImageToken reports whether a row of features takes the id's place.
+func (p *prompter) isImageToken(id int32) bool {
+	return p.tokens.Image >= 0 && int(id) == p.tokens.Image || p.tokens.Video > 0 && int(id) == p.tokens.Video
 }
 
 // piece returns the text that a token adds after another, for listings of log-probabilities.

@@ -11,9 +11,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"glimpse/manifest"
+	"glimpse/preprocess"
 )
 
 const tokenizerFile = "../testdata/goldens/llava15-tiny/checkpoint/tokenizer.json"
+
+// taking are pictures of one tile that take so many tokens each.
+func taking(tokens ...int) []placed {
+	list := make([]placed, len(tokens))
+	for i, n := range tokens {
+		list[i].layout = preprocess.Layout{Tiles: 1, Tokens: n}
+	}
+	return list
+}
 
 // testPrompter is llava15-tiny's tokenizer behind a chat template.
 func testPrompter(t *testing.T, template string, edit func(m *manifest.Manifest)) *prompter {
@@ -111,7 +121,7 @@ func TestExpansion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ids, err := p.encode(plan, []int{3, 2})
+	ids, err := p.encode(plan, taking(3, 2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +139,7 @@ func TestExpansion(t *testing.T) {
 	}
 	// Another number of tokens than the pictures take is never handed on.
 	p.prompt.ImageToken = "x"
-	if _, err := p.encode(plan, []int{3, 2}); err == nil {
+	if _, err := p.encode(plan, taking(3, 2)); err == nil {
 		t.Error("a prompt without image tokens was accepted for pictures")
 	}
 }
@@ -142,7 +152,7 @@ func TestPrefixAndSuffix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ids, err := p.encode(plan, []int{2})
+	ids, err := p.encode(plan, taking(2))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -335,7 +335,7 @@ func (d *scheduler) fill(rows []float32, q *sequence) error {
 // promptRow writes the input row of the next token of the prompt: its embedding or, for an image token, the next row of
 // the pictures' features. Image tokens may lie behind the embedding table.
 func (d *scheduler) promptRow(row []float32, q *sequence, id int32) error {
-	if id == q.imageToken {
+	if id == q.imageToken || q.videoToken > 0 && id == q.videoToken {
 		from := q.nextFeature * d.hidden
 		if from+d.hidden > len(q.features) {
 			return fmt.Errorf("image token %d of the prompt has no feature row", q.nextFeature)

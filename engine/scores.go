@@ -207,15 +207,15 @@ func (e *Engine) Embed(ctx context.Context, req EmbedRequest) (*EmbedResult, err
 
 // scoredPictures makes the recipe's tensors of the pictures, or takes the given ones.
 func (e *Engine) scoredPictures(ctx context.Context, list []Picture, given map[string]Array) (map[string]Array, error) {
-	pointers := make([]*Picture, len(list))
+	media := make([]medium, len(list))
 	for i := range list {
-		pointers[i] = &list[i]
+		media[i].pictures = []*Picture{&list[i]}
 	}
-	counts, err := e.pictures.tokens(pointers)
+	placed, err := e.pictures.place(media, PictureOptions{})
 	if err != nil || given != nil {
 		return given, err
 	}
-	return e.pictures.prepare(ctx, pointers, counts)
+	return e.pictures.prepare(ctx, placed)
 }
 
 // scoreError gives the reason why ctx ended in place of what that did to the graphs.

@@ -27,7 +27,8 @@ type sequence struct {
 	// Rows of features stand in for the embeddings of the prompt's image tokens, in order.
 	features    []float32
 	imageToken  int32
-	nextFeature int // row to be used next
+	videoToken  int32 // as imageToken, where rows of videos have another; 0: they have not
+	nextFeature int   // row to be used next
 
 	sampler  *sampler
 	eos      []int32

@@ -22,6 +22,7 @@ type stages struct {
 	runtime  *graphs.Runtime
 	list     []stage
 	features string // the tensor that the prompt takes
+	newline  string // the tensor that ends rows of features, [1, hidden_size]; empty where none does
 	batch    int    // most tiles at once
 	gate     chan struct{}
 }
@@ -35,6 +36,7 @@ type stage struct {
 type stageResult struct {
 	features []float32 // [rows, hidden_size]
 	width    int       // hidden_size
+	newline  []float32 // [hidden_size]; nil without
 	keep     keeping
 	arrays   map[string]Array // tensors by name, those that are asked for
 	first    time.Duration    // of the first stage
@@ -43,7 +45,7 @@ type stageResult struct {
 
 // openStages loads the graphs of m.Picture.Stages.
 func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts Options) (*stages, error) {
-	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
+	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, newline: m.Picture.Newline, batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
 	for _, name := range m.Picture.Stages {
 		s, err := loadComponent(ctx, folder, name, m, opts)
 		if err != nil {
@@ -174,8 +176,13 @@ func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, 
 			r.rest += elapsed
 		}
 		for name, t := range made {
-			r.collect(name, t)
+			if name != p.newline { // it has no tiles
+				r.collect(name, t)
+			}
 		}
+	}
+	if out := live[p.newline]; out != nil {
+		r.newline = slices.Clone(out.Float32())
 	}
 	if p.features == "" {
 		return nil

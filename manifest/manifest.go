@@ -120,7 +120,7 @@ type Picture struct {
 	ShortEdge  int       `toml:"short_edge,omitzero"`  // "clip": the shorter edge after the resize, before the crop
 	CropHeight int       `toml:"crop_height,omitzero"` // "clip": centre crop; 0 for none
 	CropWidth  int       `toml:"crop_width,omitzero"`  //
-	Background []int     `toml:"background,omitempty"` // "pad", tile_alone: RGB of the padding, 0..255
+	Background []int     `toml:"background,omitempty"` // "pad": RGB of the padding, 0..255; "anyres": the same of a picture that is not tiled, which is stretched without
 	MinTiles   int       `toml:"min_tiles,omitzero"`   // "grid": fewest and most tiles of a picture, without the thumbnail
 	MaxTiles   int       `toml:"max_tiles,omitzero"`   //
 	Thumbnail  bool      `toml:"thumbnail,omitempty"`  // "grid", "split": the whole picture follows the tiles when there are several; "split" does not tile without
@@ -128,7 +128,6 @@ type Picture struct {
 	PatchGrid  int       `toml:"patch_grid,omitzero"`  // a tile's features are a map of PatchGrid × PatchGrid: "anyres", and --tiling hd of others
 	MaxAnyres  int       `toml:"max_anyres,omitzero"`  // "anyres": features beyond MaxAnyres tiles' worth are shrunk; 0 for never
 	Newline    string    `toml:"newline,omitempty"`    // "anyres": tensor [1, hidden_size] that ends each row of features
-	TileAlone  bool      `toml:"tile_alone,omitempty"` // "anyres": one of several pictures in a prompt is not tiled but padded to a square of Background
 	Video      *Video    `toml:"video,omitempty"`      // nil: the model takes no videos
 	LongEdge   int       `toml:"long_edge,omitzero"`   // "split": the longer edge after the first resize
 	Patches    *Patches  `toml:"patches,omitempty"`    // "patches"

@@ -14,12 +14,13 @@ const (
 
 // Options are what a request says about its pictures. The zero value is the model's own processor.
 type Options struct {
-	// Pictures is how many pictures the prompt has; some models tile a picture only where it is alone. 0 means 1.
-	Pictures int
 	// MaxTiles bounds the tiles of one picture, the whole picture that some models add not counted; 0: the model's bound.
 	MaxTiles int
 	// Tiling is TilingAuto, TilingOff or TilingHD.
 	Tiling string
+	// Frame says that the picture is a frame of a video, and LastFrame that it is the last of one; the options above do
+	// not apply to it.
+	Frame, LastFrame bool
 }
 
 // maxTilesOfPicture bounds what a manifest or a request may ask for; InternVL goes to 40, LLaVA-OneVision to 36.

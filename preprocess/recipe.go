@@ -50,7 +50,10 @@ func NewRecipe(p manifest.Picture, options Options) (Recipe, error) {
 		names := slices.Sorted(maps.Keys(recipes))
 		return nil, fmt.Errorf("picture recipe %q is unknown: known are %s; convert the checkpoint again with this version, or run the folder with a newer one", p.Recipe, strings.Join(names, ", "))
 	}
-	if options.Tiling == TilingHD {
+	switch {
+	case options.Frame || options.LastFrame:
+		build = newFrame
+	case options.Tiling == TilingHD:
 		build = newHD
 	}
 	recipe, err := build(p, options)

@@ -164,7 +164,7 @@ func TestNewRecipeRefuses(t *testing.T) {
 		change func(*manifest.Picture)
 		want   []string
 	}{
-		{"recipe", func(m *manifest.Picture) { m.Recipe = "fisheye" }, []string{`"fisheye"`, "clip, grid, pad, split, stretch"}},
+		{"recipe", func(m *manifest.Picture) { m.Recipe = "fisheye" }, []string{`"fisheye"`, "anyres, clip, grid, pad"}},
 		{"no recipe", func(m *manifest.Picture) { m.Recipe = "" }, []string{`""`}},
 		{"filter", func(m *manifest.Picture) { m.Resample = "sinc" }, []string{`"clip"`, `"sinc"`}},
 		{"size", func(m *manifest.Picture) { m.Height, m.CropHeight = 0, 0 }, []string{"height"}},

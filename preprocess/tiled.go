@@ -107,7 +107,7 @@ type anyres struct {
 
 func newAnyres(p manifest.Picture, o Options) (Recipe, error) {
 	s, err := newSingle(p)
-	r := anyres{single: s, side: p.PatchGrid, maxAnyres: p.MaxAnyres, square: p.TileAlone}
+	r := anyres{single: s, side: p.PatchGrid, maxAnyres: p.MaxAnyres, square: len(p.Background) > 0}
 	problems := []error{err, checkPatchGrid(p)}
 	if p.Newline == "" {
 		problems = append(problems, errors.New("newline names no tensor"))
@@ -122,11 +122,10 @@ func newAnyres(p manifest.Picture, o Options) (Recipe, error) {
 	if len(p.Pinpoints) == 0 || len(p.Pinpoints) > 1<<10 {
 		problems = append(problems, fmt.Errorf("pinpoints lists %d grids; want 1 to %d", len(p.Pinpoints), 1<<10))
 	}
-	alone := o.Tiling == TilingOff || p.TileAlone && o.Pictures > 1
 	for _, size := range p.Pinpoints {
 		tiles, err := pinpointTiles(size, p)
 		problems = append(problems, err)
-		if err == nil && !alone && (o.MaxTiles == 0 || tiles <= o.MaxTiles) {
+		if err == nil && o.Tiling != TilingOff && (o.MaxTiles == 0 || tiles <= o.MaxTiles) {
 			r.candidates = append(r.candidates, [2]int{size[0], size[1]})
 		}
 	}

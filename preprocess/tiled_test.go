@@ -38,7 +38,7 @@ var (
 	gridPicture   = tilingPicture(func(p *manifest.Picture) { p.Recipe, p.MinTiles, p.MaxTiles, p.Thumbnail = "grid", 1, 12, true })
 	anyresPicture = tilingPicture(func(p *manifest.Picture) { p.Recipe, p.Newline, p.Pinpoints = "anyres", "newline", pinpoints(8, 2) })
 	shrinkPicture = tilingPicture(func(p *manifest.Picture) {
-		p.Recipe, p.Newline, p.Pinpoints, p.MaxAnyres, p.TileAlone, p.Background = "anyres", "newline", pinpoints(8, 6), 9, true, []int{1, 2, 3}
+		p.Recipe, p.Newline, p.Pinpoints, p.MaxAnyres, p.Background = "anyres", "newline", pinpoints(8, 6), 9, []int{1, 2, 3}
 	})
 	splitPicture = tilingPicture(func(p *manifest.Picture) {
 		p.Recipe, p.Resample, p.LongEdge, p.Thumbnail = "split", "lanczos", 32, true
@@ -140,7 +140,7 @@ func TestTilesEqualTheirDefinitions(t *testing.T) {
 				w, h := FitInside(picture.Width, picture.Height, width, height)
 				want = paste(canvas{mustResize(t, picture, w, h, filter), width, height, (width - w) / 2, (height - h) / 2, background})
 			}
-			if p.Recipe == "pad" || p.TileAlone && len(cut) == 0 {
+			if p.Recipe == "pad" || len(p.Background) > 0 && len(cut) == 0 {
 				side := max(picture.Width, picture.Height)
 				color := [3]uint8{10, 20, 30}
 				if p.Recipe == "anyres" {
@@ -259,7 +259,7 @@ func TestTilingRefuses(t *testing.T) {
 		{"huge grid", tilingPicture(func(p *manifest.Picture) { p.Recipe, p.Newline, p.Pinpoints = "anyres", "x", [][]int{{8000, 8000}} }), Options{}, "more than"},
 		{"no newline", tilingPicture(func(p *manifest.Picture) { p.Recipe, p.Pinpoints = "anyres", [][]int{{8, 16}} }), Options{}, "newline"},
 		{"no background", tilingPicture(func(p *manifest.Picture) {
-			p.Recipe, p.Newline, p.Pinpoints, p.TileAlone = "anyres", "x", [][]int{{8, 16}}, true
+			p.Recipe, p.Newline, p.Pinpoints, p.Background = "anyres", "x", [][]int{{8, 16}}, []int{1}
 		}), Options{}, "background"},
 		{"no edge", tilingPicture(func(p *manifest.Picture) { p.Recipe = "split" }), Options{}, "long_edge"},
 		{"a long edge", tilingPicture(func(p *manifest.Picture) { p.Recipe, p.LongEdge = "split", 800 }), Options{}, "long_edge is 800"},

@@ -172,7 +172,7 @@ func TestLayoutsHoldTogether(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		width, height := sides.Draw(t, "width"), sides.Draw(t, "height")
 		p := rapid.SampledFrom(tilingPictures).Draw(t, "recipe")
-		o := Options{Pictures: rapid.IntRange(0, 3).Draw(t, "pictures"), MaxTiles: rapid.IntRange(0, 12).Draw(t, "max tiles")}
+		o := Options{MaxTiles: rapid.IntRange(0, 12).Draw(t, "max tiles")}
 		tilings := []string{TilingAuto, TilingOff}
 		if p.Recipe == "pad" {
 			tilings = []string{TilingHD}

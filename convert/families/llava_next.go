@@ -91,12 +91,13 @@ func (f llavaOneVision) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	p := m.plan(r, t, opts)
 	p.Manifest.Picture = anyresPicture(r.Preprocessor, int(vision.ImageSize), c.Pinpoints, t)
 	p.Manifest.Picture.MaxAnyres = maxAnyres(c.Aspect, t)
-	p.Manifest.Picture.TileAlone, p.Manifest.Picture.Background = true, meanColor(p.Manifest.Picture.Mean)
+	p.Manifest.Picture.Background = meanColor(p.Manifest.Picture.Mean)
 	m.anyres(p, vision.grid(), c, r, t)
 	return p, nil
 }
 
-// meanColor is the padding of LlavaOnevisionImageProcessor's pad_to_square: the mean as bytes, rounded down.
+// meanColor is the padding of LlavaOnevisionImageProcessor's pad_to_square, which makes the one tile of a picture that is
+// not tiled: the mean as bytes, rounded down.
 func meanColor(mean []float64) []int {
 	color := make([]int, len(mean))
 	for c, v := range mean {

@@ -26,7 +26,7 @@ func (k *checker) scores(ctx context.Context) {
 		k.fail("texts", "%v", engine.ErrNoScores)
 		return
 	}
-	pictures, err := k.pictures()
+	pictures, err := k.read(k.c.Images)
 	if err != nil {
 		k.fail("case", "%v", err)
 		return
@@ -38,7 +38,7 @@ func (k *checker) scores(ctx context.Context) {
 		return
 	}
 	k.textIDs(fromFile)
-	given, ok := k.storedPixels(fromFile.Arrays)
+	given, ok := k.storedPixels(fromFile.Arrays, nil)
 	if !ok {
 		return
 	}

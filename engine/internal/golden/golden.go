@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // maxCasesBytes bounds cases.json; real ones have 50 KiB.
@@ -141,9 +142,9 @@ func parseCases(raw []byte) (*Set, error) {
 			return nil, fmt.Errorf("two cases have the id %q", c.ID)
 		}
 		seen[c.ID] = true
-		for _, name := range c.Images {
+		for _, name := range slices.Concat(c.Images, c.Videos) {
 			if !filepath.IsLocal(name) {
-				return nil, fmt.Errorf("case %s: the image %q is not in the media folder", c.ID, name)
+				return nil, fmt.Errorf("case %s: %q is not in the media folder", c.ID, name)
 			}
 		}
 	}

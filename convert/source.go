@@ -19,6 +19,7 @@ import (
 	"glimpse/convert/blocks"
 	"glimpse/convert/checkpoint"
 	"glimpse/convert/families"
+	"glimpse/convert/sentencepiece"
 )
 
 // maxSideFile bounds the JSON files of a release; the largest real tokenizer.json is 33 MB.
@@ -271,7 +272,46 @@ func readRelease(folder string) (*families.Release, []checkpoint.File, error) {
 		return nil, nil, err
 	}
 	r.ChatTemplate = template
-	return r, append(found, files...), nil
+	found = append(found, files...)
+	if r.Tokenizer == nil {
+		files, err := readSentencePiece(folder, r)
+		if err != nil {
+			return nil, nil, err
+		}
+		found = append(found, files...)
+	}
+	return r, found, nil
+}
+
+// sentencePieceFiles are what releases without a tokenizer.json call their SentencePiece model.
+var sentencePieceFiles = []string{"tokenizer.model", "spiece.model"}
+
+// readSentencePiece makes the tokenizer.json of a release that has a SentencePiece model instead, and lists what it was
+// made from.
+func readSentencePiece(folder string, r *families.Release) ([]checkpoint.File, error) {
+	for _, name := range sentencePieceFiles {
+		model, file, err := readSide(folder, name)
+		if err != nil {
+			return nil, err
+		}
+		if model == nil {
+			continue
+		}
+		found := []checkpoint.File{file}
+		added, file, err := readSide(folder, "added_tokens.json")
+		if err != nil {
+			return nil, err
+		}
+		if added != nil {
+			found = append(found, file)
+		}
+		r.Tokenizer, err = sentencepiece.Convert(model, sentencepiece.Files{TokenizerConfig: r.TokenizerConfig, SpecialTokensMap: r.SpecialTokensMap, AddedTokens: added})
+		if err != nil {
+			return nil, fmt.Errorf("open checkpoint %s: %s: %w", folder, name, err)
+		}
+		return found, nil
+	}
+	return nil, nil
 }
 
 // readTemplate reads chat_template.jinja, or the text inside chat_template.json.

@@ -133,8 +133,7 @@ func set[T any](dst *T, v *T) {
 func (r *Release) addText(p *Plan, tokenizer json.RawMessage, template string, t *blocks.Tensors) {
 	if tokenizer == nil {
 		if !r.PlanOnly {
-			t.Problem(tokenizerFile, "is missing: a SentencePiece tokenizer.model alone cannot be read yet; make one where transformers is installed with "+
-				"`python -c \"from transformers import AutoTokenizer as A; A.from_pretrained('CHECKPOINT').save_pretrained('CHECKPOINT')\"` and convert again")
+			t.Problem(tokenizerFile, "is missing, and there is no tokenizer.model to make it from: copy either from the release into the checkpoint's folder and convert again")
 		}
 	} else {
 		p.Files = append(p.Files, File{tokenizerFile, tokenizer})

@@ -116,6 +116,11 @@ func TestPlanAcceptsReleasedInventories(t *testing.T) {
 		{"Salesforce--blip2-flan-t5-xl", 3_942_456_896},
 		{"Salesforce--blip2-itm-vit-g", 1_386_085_378}, // the Q-Former is in three graphs
 		{"Salesforce--instructblip-vicuna-7b", 7_913_726_720},
+		{"OpenGVLab--InternVL3-1B-hf", 938_193_024},                   // all of it
+		{"llava-hf--llava-v1.6-mistral-7b-hf", 7_554_149_376},         // without the tower's last layer and norm
+		{"llava-hf--llava-v1.6-vicuna-7b-hf", 7_050_832_896},          // the same
+		{"llava-hf--llava-onevision-qwen2-0.5b-ov-hf", 1_029_865_248}, // the tied head again, without the tower's norm
+		{"HuggingFaceTB--SmolVLM2-2.2B-Instruct", 2_246_784_880},      // all of it
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := mustConvert(t, convert.Options{Checkpoint: "../testdata/inventories/" + tc.name + ".json.gz", Plan: true})

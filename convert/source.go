@@ -234,7 +234,7 @@ func sideFiles(r *families.Release) []struct {
 }
 
 // extraFiles are further files of releases that a family may ask for.
-var extraFiles = []string{"qformer_tokenizer/tokenizer.json"}
+var extraFiles = []string{"video_preprocessor_config.json", "qformer_tokenizer/tokenizer.json"}
 
 // readRelease reads the side files of a checkpoint folder and lists those that were there.
 func readRelease(folder string) (*families.Release, []checkpoint.File, error) {

@@ -35,7 +35,7 @@ func (internVL) Parts(json.RawMessage) map[string]string { return nil }
 func (f internVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) {
 	c := internVLConfig{Downsample: 0.5, ImageToken: 151667, ProjectorAct: "gelu", FeatureLayer: -1, Select: "default"}
 	decode(r.Config, &c, "config.json", t)
-	vision, ok := decodeInternViT(c.VisionConfig, t)
+	vision, ok := decodeInternViT(c.VisionConfig, "config.json vision_config", t)
 	text, good := decodeLlama(c.TextConfig, "config.json text_config", t)
 	if !ok || !good {
 		return nil, nil
@@ -67,6 +67,10 @@ func (f internVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, erro
 	p.Manifest.Tokens.Image = c.ImageToken
 	p.Manifest.Prompt.Placeholder, p.Manifest.Prompt.ImageToken = "<IMG_CONTEXT>", "<IMG_CONTEXT>"
 	p.Manifest.Prompt.Prefix, p.Manifest.Prompt.Suffix = "<img>", "</img>"
+	if pic.Video = r.video(pic); pic.Video != nil {
+		p.Manifest.Prompt.VideoPlaceholder = "<video>"
+		p.Manifest.Prompt.FramePrefix, p.Manifest.Prompt.FrameSuffix, p.Manifest.Prompt.FrameSeparator = "Frame{frame}: <img>", "</img>", "\n"
+	}
 	r.addText(p, r.Tokenizer, r.template(), t)
 	return p, nil
 }

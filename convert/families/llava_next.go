@@ -93,6 +93,15 @@ func (f llavaOneVision) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	p.Manifest.Picture.MaxAnyres = maxAnyres(c.Aspect, t)
 	p.Manifest.Picture.Background = meanColor(p.Manifest.Picture.Mean)
 	m.anyres(p, vision.grid(), c, r, t)
+	if video := r.video(p.Manifest.Picture); video != nil {
+		// apply_pooling halves a frame's map, and get_video_features ends the video with one newline.
+		video.Pool, video.EndNewline = 2, true
+		p.Manifest.Picture.Video = video
+		p.Manifest.Prompt.VideoPlaceholder, p.Manifest.Prompt.VideoToken = "<video>", "<video>"
+		p.Manifest.Tokens.Video = 151647 // LlavaOnevisionConfig's default
+		set(&p.Manifest.Tokens.Video, c.VideoID)
+		set(&p.Manifest.Tokens.Video, c.VideoToken)
+	}
 	return p, nil
 }
 

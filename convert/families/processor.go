@@ -200,3 +200,20 @@ func splitPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Pi
 	return &manifest.Picture{Recipe: "split", Resample: resampleNames[p.Resample], Height: size, Width: size, LongEdge: p.Size.LongestEdge,
 		Thumbnail: p.Splitting == nil || *p.Splitting, Mean: p.Mean, Std: p.Std}
 }
+
+// video says that frames of videos are stretched to one tile each, as the picture's processor would do it. It is nil where
+// the release's video processor prepares frames in another way: the model then takes no videos.
+func (r *Release) video(pic *manifest.Picture) *manifest.Video {
+	raw := r.Extra["video_preprocessor_config.json"]
+	if raw == nil {
+		return &manifest.Video{} // older releases have one processor for both
+	}
+	p := imageProcessor{Resample: 3, RescaleFactor: 1.0 / 255, Mean: pic.Mean, Std: pic.Std, Size: sizes{Height: pic.Height, Width: pic.Width}}
+	off := func(b *bool) bool { return b != nil && !*b }
+	if json.Unmarshal(raw, &p) != nil || resampleNames[p.Resample] != pic.Resample || !slices.Equal(p.Mean, pic.Mean) || !slices.Equal(p.Std, pic.Std) ||
+		p.Size.Height != pic.Height || p.Size.Width != pic.Width || off(p.DoResize) || off(p.DoRescale) || off(p.DoNormalize) ||
+		p.DoCenterCrop != nil && *p.DoCenterCrop {
+		return nil
+	}
+	return &manifest.Video{}
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"glimpse/preprocess"
 	"glimpse/tokenizer"
 )
 
@@ -27,7 +28,10 @@ type Prepared struct {
 	Pictures []PictureLayout
 
 	placed      []placed
-	instruction []int32 // the user's text for the picture stages
+	alone       []map[string]Array    // the tensors of each picture, where pictures go through the graphs one by one
+	positions   []preprocess.Position // of TokenIDs, where they are not places in the sequence
+	delta       int32                 // what places behind the prompt are moved by
+	instruction []int32               // the user's text for the picture stages
 }
 
 // PictureLayout is what became of one picture.
@@ -60,6 +64,9 @@ func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Arra
 			return nil, errors.New("picture tensors were given for a request without pictures")
 		}
 		return p, nil
+	}
+	if e.pictures.alone() {
+		return p, e.prepareAlone(ctx, p, given)
 	}
 	if p.Tensors = maps.Clone(given); given == nil {
 		if p.Tensors, err = e.pictures.prepare(ctx, p.placed); err != nil {
@@ -116,6 +123,9 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 		return nil, e.tooLong("at least ", p.ImageTokens, p.ImageTokens)
 	}
 	if p.TokenIDs, err = e.prompter.encode(plan, p.placed); err != nil {
+		return nil, err
+	}
+	if err := e.locate(p); err != nil {
 		return nil, err
 	}
 	if err := e.fit(p, req.MaxTokens); err != nil {
@@ -210,7 +220,7 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Tensors = nil // not needed while the answer is generated
+	p.Tensors, p.alone = nil, nil // not needed while the answer is generated
 	return e.answer(ctx, req, p, made, preprocess, nil)
 }
 
@@ -219,7 +229,13 @@ func (e *Engine) features(ctx context.Context, p *Prepared, keep keeping) (*stag
 	if len(p.placed) == 0 {
 		return &stageResult{}, nil
 	}
-	r, err := e.stages.run(ctx, p.Tensors, keep)
+	var r *stageResult
+	var err error
+	if p.alone != nil {
+		r, err = e.stages.runAlone(ctx, p.alone, p.Tensors, keep)
+	} else {
+		r, err = e.stages.run(ctx, p.Tensors, keep)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -258,7 +274,8 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 	if m.Decoder.Encoder != nil {
 		q.source = p.TokenIDs
 	}
-	made.features = nil // the scheduler's now, until the prompt is read
+	q.positions, q.delta, q.deepstack = p.positions, p.delta, made.deepstack
+	made.features, made.deepstack = nil, nil // the scheduler's now, until the prompt is read
 	for _, id := range m.Tokens.EOS {
 		q.eos = append(q.eos, int32(id))
 	}

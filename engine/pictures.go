@@ -96,9 +96,18 @@ func (p *placed) layOut() error {
 	return err
 }
 
-// prepare decodes the pictures and returns the recipe's tensors, concatenated along their leading dimension. A picture
-// whose pixels tell another story than its header is refused.
+// prepare decodes the pictures and returns the recipe's tensors, concatenated along their leading dimension.
 func (p *pictures) prepare(ctx context.Context, list []placed) (map[string]Array, error) {
+	prepared, err := p.each(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	return concat(prepared)
+}
+
+// each decodes the pictures and returns the recipe's tensors of each. A picture whose pixels tell another story than its
+// header is refused.
+func (p *pictures) each(ctx context.Context, list []placed) ([]*preprocess.Prepared, error) {
 	prepared := make([]*preprocess.Prepared, len(list))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(cap(p.gate))
@@ -131,7 +140,7 @@ func (p *pictures) prepare(ctx context.Context, list []placed) (map[string]Array
 		}
 		return nil, err
 	}
-	return concat(prepared)
+	return prepared, nil
 }
 
 func (p *pictures) one(ctx context.Context, pic placed) (*preprocess.Prepared, error) {

@@ -6,6 +6,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"glimpse/preprocess"
 )
 
 // sequence is a prompt, the answer so far and what is needed to go on. Until submit it belongs to the request's
@@ -29,6 +31,12 @@ type sequence struct {
 	imageToken  int32
 	videoToken  int32 // as imageToken, where rows of videos have another; 0: they have not
 	nextFeature int   // row to be used next
+
+	// deepstack are further rows for the same tokens, added behind the decoder's first layers.
+	deepstack [][]float32
+	// positions are those of the prompt, nil where they are places in the sequence; delta moves the places behind it.
+	positions []preprocess.Position
+	delta     int32
 
 	sampler  *sampler
 	eos      []int32
@@ -112,4 +120,13 @@ func (q *sequence) extend(tok *Token) {
 	}
 	tok.Text = text
 	q.answer = append(q.answer, text...)
+}
+
+// position returns where the token at a place of the sequence stands on each axis.
+func (q *sequence) position(at int) preprocess.Position {
+	if at < len(q.positions) {
+		return q.positions[at]
+	}
+	n := int32(at) + q.delta
+	return preprocess.Position{Time: n, Row: n, Column: n}
 }

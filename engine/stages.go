@@ -24,7 +24,9 @@ type stages struct {
 	features string // the tensor that the prompt takes
 	newline  string // the tensor that ends rows of features, [1, hidden_size]; empty where none does
 	batch    int    // most tiles at once
-	gate     chan struct{}
+	// deepstack is how many of the stages' outputs deepstack_N the decoder takes.
+	deepstack int
+	gate      chan struct{}
 }
 
 type stage struct {
@@ -37,15 +39,17 @@ type stageResult struct {
 	features []float32 // [rows, hidden_size]
 	width    int       // hidden_size
 	newline  []float32 // [hidden_size]; nil without
-	keep     keeping
-	arrays   map[string]Array // tensors by name, those that are asked for
-	first    time.Duration    // of the first stage
-	rest     time.Duration    // of the others
+	// deepstack are further rows for the same tokens, [rows, hidden_size] for each of the decoder's first layers.
+	deepstack [][]float32
+	keep      keeping
+	arrays    map[string]Array // tensors by name, those that are asked for
+	first     time.Duration    // of the first stage
+	rest      time.Duration    // of the others
 }
 
 // openStages loads the graphs of m.Picture.Stages.
 func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts Options) (*stages, error) {
-	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, newline: m.Picture.Newline, batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
+	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, newline: m.Picture.Newline, deepstack: deepstackLevels(m), batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
 	for _, name := range m.Picture.Stages {
 		s, err := loadComponent(ctx, folder, name, m, opts)
 		if err != nil {
@@ -93,21 +97,28 @@ func (p *stages) run(ctx context.Context, tensors map[string]Array, keep keeping
 		return nil, err
 	}
 	defer leave()
-	r := &stageResult{keep: keep}
-	if keep != nil {
-		r.arrays = map[string]Array{}
-		for name, a := range tensors {
-			if keep(name) {
-				r.arrays[name] = a
-			}
-		}
-	}
+	r := newStageResult(tensors, keep)
 	for first := 0; first < tiles; first += p.batch {
 		if err := p.runBatch(ctx, tensors, first, min(p.batch, tiles-first), r); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+// newStageResult starts with the tensors that go in.
+func newStageResult(tensors map[string]Array, keep keeping) *stageResult {
+	r := &stageResult{keep: keep}
+	if keep == nil {
+		return r
+	}
+	r.arrays = map[string]Array{}
+	for name, a := range tensors {
+		if keep(name) {
+			r.arrays[name] = a
+		}
+	}
+	return r
 }
 
 // enter waits for the machine; leave gives it to the next.
@@ -152,14 +163,20 @@ func commonTiles(tensors map[string]Array) (int, error) {
 // runBatch runs every stage on tiles first..first+n−1 and appends to r.
 func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, n int, r *stageResult) error {
 	live := map[string]*graphs.Tensor{}
-	defer closeAll(live)
 	for name, a := range tensors {
 		t, err := a.tensor(p.runtime, first, n)
 		if err != nil {
+			closeAll(live)
 			return fmt.Errorf("copy tensor %s: %w", name, err)
 		}
 		live[name] = t
 	}
+	return p.runLive(ctx, live, r)
+}
+
+// runLive runs every stage on the tensors, which it takes over, and appends to r.
+func (p *stages) runLive(ctx context.Context, live map[string]*graphs.Tensor, r *stageResult) error {
+	defer closeAll(live)
 	for i, s := range p.list {
 		start := time.Now()
 		made, err := s.run(ctx, p.runtime, live)
@@ -190,6 +207,16 @@ func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, 
 	out := live[p.features]
 	r.width = int(out.Dim(len(out.Shape()) - 1))
 	r.features = append(r.features, out.Float32()...)
+	for i := range p.deepstack {
+		t := live[deepstackName(i)]
+		if t == nil {
+			return fmt.Errorf("the stages make no %s, which the decoder takes", deepstackName(i))
+		}
+		if len(r.deepstack) == i {
+			r.deepstack = append(r.deepstack, nil)
+		}
+		r.deepstack[i] = append(r.deepstack[i], t.Float32()...)
+	}
 	return nil
 }
 
@@ -262,7 +289,8 @@ func closeAll(tensors map[string]*graphs.Tensor) {
 	}
 }
 
-// resolve returns the shape of an output whose free dimensions are named like those of an input, or "NAME + NUMBER".
+// resolve returns the shape of an output whose free dimensions are named like those of an input, or "NAME + NUMBER", or
+// "NAME / NUMBER" where the division leaves nothing over.
 func resolve(port graphs.Port, sizes map[string]int64) ([]int64, error) {
 	shape := slices.Clone(port.Shape)
 	for d, n := range shape {
@@ -275,6 +303,13 @@ func resolve(port graphs.Port, sizes map[string]int64) ([]int64, error) {
 			extra, err := strconv.ParseInt(more, 10, 32)
 			ok = err == nil && extra >= 0
 			size += extra
+		}
+		if base, by, quotient := strings.Cut(port.Symbols[d], " / "); !ok && quotient {
+			divisor, err := strconv.ParseInt(by, 10, 32)
+			size, ok = sizes[base]
+			if ok = ok && err == nil && divisor > 0 && size%divisor == 0; ok {
+				size /= divisor
+			}
 		}
 		if !ok {
 			return nil, fmt.Errorf("its output is %v, and dimension %d is that of no input", port, d)

@@ -2,7 +2,11 @@
 
 package engine
 
-import "context"
+import (
+	"context"
+
+	"glimpse/preprocess"
+)
 
 // stepper runs steps of a decoder whose keys and values live in an arena of slots. The scheduler's goroutine is its
 // only user. The implementation over ONNX Runtime is decoder; tests have one that computes nothing.
@@ -26,6 +30,17 @@ type step struct {
 	// ropeLength is 0 where the common rotary tables hold. Otherwise the tables are those of a sequence of this length
 	// (dynamic NTK scaling beyond the original context), and the step has one slot.
 	ropeLength int
+	// positions are the packed tokens', empty where they are places in the sequence.
+	positions []preprocess.Position
+	// deep says which packed tokens get rows added behind the decoder's first layers.
+	deep []deepRow
+}
+
+// deepRow is a packed token and the row of each level that belongs to it.
+type deepRow struct {
+	token  int
+	levels [][]float32 // [rows, hidden_size] each
+	row    int
 }
 
 func newStep(slots int) *step {
@@ -34,7 +49,8 @@ func newStep(slots int) *step {
 
 // reset empties the step and puts its first slot at first.
 func (s *step) reset(first int) {
-	*s = step{first: first, past: s.past[:0], fresh: s.fresh[:0], wanted: s.wanted[:0]}
+	clear(s.deep) // the rows are their requests'
+	*s = step{first: first, past: s.past[:0], fresh: s.fresh[:0], wanted: s.wanted[:0], positions: s.positions[:0], deep: s.deep[:0]}
 }
 
 // add appends the next slot. wantLogits asks for the logits of its last new token.

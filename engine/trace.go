@@ -13,6 +13,7 @@ import (
 const (
 	ArrayEmbeds      = "inputs_embeds" // [1, prompt tokens, hidden_size], the pictures' rows in place, as decoder or encoder read them
 	ArrayFirstLogits = "logits_first"  // [vocab_size], after the last prompt token
+	ArrayPositions   = "position_ids"  // [4, 1, prompt tokens] of integers: place in the sequence, time, row, column
 	ArrayLastLogits  = "logits_last"   // [vocab_size], those that the last generated token was drawn from
 )
 
@@ -100,6 +101,9 @@ func (e *Engine) Trace(ctx context.Context, req Request, opts TraceOptions) (*Tr
 		return nil, err
 	}
 	maps.Copy(t.Arrays, sink.arrays)
+	if p.positions != nil {
+		t.Arrays[ArrayPositions] = positionArray(p.positions)
+	}
 	hidden := int64(e.manifest.Decoder.HiddenSize)
 	t.Arrays[ArrayEmbeds] = Array{Shape: []int64{1, int64(len(sink.embeds)) / hidden, hidden}, Data: sink.embeds}
 	t.Arrays[ArrayFirstLogits] = Array{Shape: []int64{int64(len(sink.first))}, Data: sink.first}

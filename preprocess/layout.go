@@ -18,6 +18,9 @@ type Options struct {
 	MaxTiles int
 	// Tiling is TilingAuto, TilingOff or TilingHD.
 	Tiling string
+	// MinPixels and MaxPixels bound a picture's area after its resize, for models that take pictures at their own size; 0: the
+	// model's bounds.
+	MinPixels, MaxPixels int
 	// Frame says that the picture is a frame of a video, and LastFrame that it is the last of one; the options above do
 	// not apply to it.
 	Frame, LastFrame bool
@@ -29,6 +32,12 @@ const maxTilesOfPicture = 64
 func (o Options) check() error {
 	if o.MaxTiles < 0 || o.MaxTiles > maxTilesOfPicture {
 		return fmt.Errorf("%d tiles a picture were asked for; 1 to %d can be made, 0 is the model's default", o.MaxTiles, maxTilesOfPicture)
+	}
+	if o.MinPixels < 0 || o.MaxPixels < 0 || o.MinPixels > maxPatchPixels || o.MaxPixels > maxPatchPixels {
+		return fmt.Errorf("a picture was to have %d to %d pixels; the bounds go from 1 to %d, and 0 is the model's own", o.MinPixels, o.MaxPixels, maxPatchPixels)
+	}
+	if o.MaxPixels > 0 && o.MinPixels > o.MaxPixels {
+		return fmt.Errorf("a picture was to have at least %d and at most %d pixels", o.MinPixels, o.MaxPixels)
 	}
 	if o.Tiling != TilingAuto && o.Tiling != TilingOff && o.Tiling != TilingHD {
 		return fmt.Errorf("tiling %q is unknown; known are auto, off and hd", o.Tiling)
@@ -44,6 +53,9 @@ type Layout struct {
 	Tokens int
 	// Grid is how many of the tiles lie beside and below each other; zero where the picture was not cut.
 	Grid Grid
+	// Map is how many of a picture's tokens lie beside and below each other, where their positions are rows and columns
+	// (recipe "patches"); zero for others.
+	Map Grid
 
 	arrange func() []FeatureRow
 }

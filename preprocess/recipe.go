@@ -29,6 +29,8 @@ type Prepared struct {
 	Tiles int
 	// Tokens is the number of rows in the prompt, as Recipe.Layout gives it.
 	Tokens int
+	// Alone says that the tensors go through the graphs without those of other pictures: what they hold counts their own rows.
+	Alone bool
 	// Width and Height are the size of the picture that was prepared: the frame that boxes are given in.
 	Width, Height int
 }
@@ -37,6 +39,7 @@ type Prepared struct {
 type Array struct {
 	Shape   []int64
 	Float32 []float32
+	Int64   []int64
 }
 
 // NewRecipe returns the recipe that a manifest describes, as a request wants it. All that is wrong with the description is
@@ -49,6 +52,9 @@ func NewRecipe(p manifest.Picture, options Options) (Recipe, error) {
 	if !known {
 		names := slices.Sorted(maps.Keys(recipes))
 		return nil, fmt.Errorf("picture recipe %q is unknown: known are %s; convert the checkpoint again with this version, or run the folder with a newer one", p.Recipe, strings.Join(names, ", "))
+	}
+	if (options.MinPixels > 0 || options.MaxPixels > 0) && p.Patches == nil {
+		return nil, fmt.Errorf("picture recipe %q resizes every picture to the model's own size: bounds on its pixels are for models that take pictures at their own size", p.Recipe)
 	}
 	switch {
 	case options.Frame || options.LastFrame:
@@ -71,6 +77,8 @@ var recipes = map[string]func(manifest.Picture, Options) (Recipe, error){
 	"grid":    newGrid,
 	"anyres":  newAnyres,
 	"split":   newSplit,
+
+	manifest.RecipePatches: newPatches,
 }
 
 // single is what the recipes of one tile and one size share.

@@ -10,7 +10,6 @@ import (
 
 	"glimpse/graphs"
 	"glimpse/manifest"
-	"glimpse/preprocess"
 )
 
 // decoder is a stepper. All its buffers are made once, for the widest step; a step of known width makes no garbage.
@@ -27,12 +26,10 @@ type decoder struct {
 	seqlensK, querySeqlens, total *graphs.Tensor
 	positions                     *graphs.Tensor          // [tokens]; nil where the graph does not ask for them
 	sourceSeqlens                 *graphs.Tensor          // [batch]; nil without an encoder
-	axes                          *preprocess.MRoPE       // nil where positions are places in the sequence
-	deepstack                     []*graphs.Tensor        // [tokens, hidden_size] each
-	cos, sin                      *graphs.Tensor          // the common tables; with axes, a row for each packed token
+	cos, sin                      *graphs.Tensor          // the common tables
 	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
 	ownLength                     int                     // the length that ownCos and ownSin are for
-	steps                         map[[2]int]*graphs.Step // by first slot and number of slots
+	steps                         map[[3]int]*graphs.Step // by first slot, number of slots and width of the encoder's arena
 	runtime                       *graphs.Runtime
 	out                           []float32 // logits of the last step
 }
@@ -40,7 +37,7 @@ type decoder struct {
 // newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session and
 // the encoder, which are closed when this fails.
 func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
-	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[2]int]*graphs.Step{}}
+	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[3]int]*graphs.Step{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -49,11 +46,6 @@ func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, sp
 	}()
 	if err := d.checkPorts(); err != nil {
 		return d, err
-	}
-	if spec.Positions == manifest.PositionsMRoPE {
-		if d.axes, err = preprocess.NewMRoPE(*spec.Rope); err != nil {
-			return d, err
-		}
 	}
 	dtype, err := graphs.ParseDType(spec.CacheDType)
 	if err != nil {
@@ -78,9 +70,6 @@ func (d *decoder) checkPorts() error {
 	}
 	if d.hasInput(positionIDs) {
 		inputs[positionIDs] = 1
-	}
-	for i := 0; d.hasInput(deepstackName(i)); i++ {
-		inputs[deepstackName(i)] = 2
 	}
 	if d.encoder != nil {
 		d.encoder.decoderInputs(inputs)
@@ -149,9 +138,6 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 		}
 	}
 	d.total.Int32()[0] = int32(capacity)
-	if err := d.allocatePacked(tokens); err != nil || d.axes != nil {
-		return err
-	}
 	if d.spec.Rope == nil {
 		return nil
 	}
@@ -173,9 +159,6 @@ func (d *decoder) run(ctx context.Context, s *step) error {
 		return err
 	}
 	if err := d.layOut(s); err != nil {
-		return err
-	}
-	if err := d.layOutPacked(s); err != nil {
 		return err
 	}
 	if err := d.setRope(st, s.ropeLength); err != nil {
@@ -240,7 +223,10 @@ func (d *decoder) layOut(s *step) error {
 
 // stepFor returns the argument list for a view of the arena; each is made once.
 func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
-	key := [2]int{first, slots}
+	key := [3]int{first, slots}
+	if d.encoder != nil {
+		key[2] = d.encoder.width
+	}
 	if st := d.steps[key]; st != nil {
 		return st, nil
 	}
@@ -261,9 +247,6 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 	if d.encoder != nil {
 		in[encoderSeqlens] = d.sourceSeqlens
 		if err := d.encoder.bind(in, first, slots); err != nil {
-	for i, t := range d.deepstack {
-		in[deepstackName(i)] = t
-	}
 			return nil, err
 		}
 	}
@@ -283,7 +266,7 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 
 // setRope gives the step the common tables, or those of a sequence of the given length.
 func (d *decoder) setRope(st *graphs.Step, length int) error {
-	if d.spec.Rope == nil || d.axes != nil {
+	if d.spec.Rope == nil {
 		return nil
 	}
 	cos, sin := d.cos, d.sin
@@ -326,6 +309,3 @@ func (d *decoder) Close() error {
 	problems = append(problems, d.arena.Close(), d.encoder.Close(), d.session.Close())
 	return errors.Join(problems...)
 }
-	for _, t := range d.deepstack {
-		problems = append(problems, t.Close())
-	}

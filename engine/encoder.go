@@ -1,5 +1,9 @@
 // The encoder of an encoder-decoder model: it reads a request's prompt once and leaves the cross attention's keys and
 // values in the slot's part of a second arena, from which every step of the decoder takes them.
+//
+// Cross attention reads all places of a slot, those behind its prompt too, and most prompts are far shorter than the
+// longest that is allowed. So there is an arena for each of a few widths, and what the running requests need is moved to
+// the narrowest that holds the longest of them.
 
 package engine
 
@@ -7,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"glimpse/graphs"
 	"glimpse/manifest"
@@ -19,18 +24,22 @@ type sourceEncoder interface {
 	embeds(tokens int) []float32
 	// run encodes the rows written to embeds for a slot. A trace gets what else the graph makes.
 	run(ctx context.Context, slot int, trace *traceSink) error
+	// release says that nobody needs what was made for a slot any more.
+	release(slot int)
 }
 
 // encoder is a sourceEncoder over ONNX Runtime. Buffers are made once, for the longest prompt.
 type encoder struct {
+	runtime  *graphs.Runtime
 	session  *graphs.Session
-	arena    *graphs.Arena // cross_key.N, cross_value.N of every slot: [slots, heads, capacity, head_dim]
+	spec     manifest.Decoder
+	arenas   map[int]*graphs.Arena // by width: cross_key.N, cross_value.N of every slot, [slots, heads, width, head_dim]
+	width    int                   // of the arena in use, 0 before the first prompt
 	step     *graphs.Step
 	capacity int
 	hidden   int
-	layers   int
-	tokens   int // of the next run
-	lengths  []int32
+	tokens   int              // of the next run
+	lengths  []int32          // of each slot's prompt, 0 for a free slot
 	input    *graphs.Tensor   // [tokens, hidden_size]
 	outputs  []*graphs.Tensor // in the order of the graph's
 	ports    []graphs.Port
@@ -52,20 +61,33 @@ func encoderCapacity(spec manifest.Encoder, opts Options) int {
 	return min(want, spec.MaxPositions)
 }
 
-// crossBytes is the memory of the cross attention's keys and values, all slots full.
+// narrowest is the width of the smallest arena.
+const narrowest = 64
+
+// widthFor returns the width of the arena for prompts of so many tokens: a power of two, or the capacity.
+func (e *encoder) widthFor(tokens int) int {
+	width := narrowest
+	for width < tokens {
+		width *= 2
+	}
+	return min(width, e.capacity)
+}
+
+// crossBytes bounds the memory of the cross attention's keys and values, all slots full. All arenas together are less than
+// twice the widest.
 func crossBytes(spec manifest.Decoder, opts Options) int64 {
 	if spec.Encoder == nil {
 		return 0
 	}
-	return 2 * 4 * int64(spec.Layers) * int64(opts.Slots) * int64(spec.Heads) * int64(encoderCapacity(*spec.Encoder, opts)) * int64(spec.HeadDim)
+	return 2 * 2 * 4 * int64(spec.Layers) * int64(opts.Slots) * int64(spec.Heads) * int64(encoderCapacity(*spec.Encoder, opts)) * int64(spec.HeadDim)
 }
 
 // newEncoder allocates the arena and the buffers. It takes over the session, which is closed when this fails.
 func newEncoder(rt *graphs.Runtime, session *graphs.Session, spec manifest.Decoder, opts Options) (e *encoder, err error) {
 	capacity := encoderCapacity(*spec.Encoder, opts)
 	e = &encoder{
-		session: session, capacity: capacity, hidden: spec.HiddenSize, layers: spec.Layers, lengths: make([]int32, opts.Slots),
-		ports: session.Outputs(), cross: map[string]crossPlace{},
+		runtime: rt, session: session, spec: spec, capacity: capacity, hidden: spec.HiddenSize, lengths: make([]int32, opts.Slots),
+		ports: session.Outputs(), cross: map[string]crossPlace{}, arenas: map[int]*graphs.Arena{},
 	}
 	defer func() {
 		if err != nil {
@@ -80,14 +102,60 @@ func newEncoder(rt *graphs.Runtime, session *graphs.Session, spec manifest.Decod
 	if err := e.checkPorts(spec); err != nil {
 		return e, err
 	}
-	e.arena, err = rt.NewArena(graphs.ArenaSpec{
-		Layers: spec.Layers, Slots: opts.Slots, KVHeads: spec.Heads, Capacity: capacity, HeadDim: spec.HeadDim, DType: graphs.Float32,
-	})
-	if err != nil {
-		return e, fmt.Errorf("for the encoder's keys and values: %w", err)
+	// The widest is tried now: a machine that cannot hold it should say so when the model is opened.
+	for _, tokens := range []int{capacity, 1} {
+		if err := e.use(e.widthFor(tokens)); err != nil {
+			return e, err
+		}
 	}
 	return e, e.allocate(rt)
 }
+
+// use makes an arena the one in use and moves there what the slots hold.
+func (e *encoder) use(width int) error {
+	if width == e.width {
+		return nil
+	}
+	if e.arenas[width] == nil {
+		arena, err := e.runtime.NewArena(graphs.ArenaSpec{
+			Layers: e.spec.Layers, Slots: len(e.lengths), KVHeads: e.spec.Heads, Capacity: width, HeadDim: e.spec.HeadDim, DType: graphs.Float32,
+		})
+		if err != nil {
+			return fmt.Errorf("for the encoder's keys and values: %w", err)
+		}
+		e.arenas[width] = arena
+	}
+	for slot, tokens := range e.lengths {
+		if tokens == 0 {
+			continue
+		}
+		from, err := e.arenas[e.width].View(slot, 1)
+		if err != nil {
+			return err
+		}
+		to, err := e.arenas[width].View(slot, 1)
+		if err != nil {
+			return err
+		}
+		for layer := range e.spec.Layers {
+			e.move(to.Keys[layer].Float32(), from.Keys[layer].Float32(), width, e.width, int(tokens))
+			e.move(to.Values[layer].Float32(), from.Values[layer].Float32(), width, e.width, int(tokens))
+		}
+	}
+	e.width = width
+	return nil
+}
+
+// move copies the first tokens of each head between [heads, width, head_dim] of different widths. What lies behind is
+// hidden from the decoder by encoder_seqlens.
+func (e *encoder) move(dst, src []float32, to, from, tokens int) {
+	dim := e.spec.HeadDim
+	for h := range e.spec.Heads {
+		copy(dst[h*to*dim:], src[h*from*dim:(h*from+tokens)*dim])
+	}
+}
+
+func (e *encoder) release(slot int) { e.lengths[slot] = 0 }
 
 // checkPorts makes sure that the graph takes inputs_embeds alone and makes keys and values for each layer of the decoder.
 // Its other outputs are float32 rows, one a token.
@@ -163,7 +231,11 @@ func (e *encoder) run(ctx context.Context, slot int, trace *traceSink) error {
 	if err := e.step.Run(ctx); err != nil {
 		return err
 	}
-	view, err := e.arena.View(slot, 1)
+	e.release(slot)
+	if err := e.use(e.widthFor(max(e.tokens, int(slices.Max(e.lengths))))); err != nil {
+		return err
+	}
+	view, err := e.arenas[e.width].View(slot, 1)
 	if err != nil {
 		return err
 	}
@@ -171,9 +243,9 @@ func (e *encoder) run(ctx context.Context, slot int, trace *traceSink) error {
 		place, isCross := e.cross[p.Name]
 		switch {
 		case isCross && place.value:
-			e.store(view.Values[place.layer].Float32(), e.outputs[i].Float32(), p)
+			e.move(view.Values[place.layer].Float32(), e.outputs[i].Float32(), e.width, e.tokens, e.tokens)
 		case isCross:
-			e.store(view.Keys[place.layer].Float32(), e.outputs[i].Float32(), p)
+			e.move(view.Keys[place.layer].Float32(), e.outputs[i].Float32(), e.width, e.tokens, e.tokens)
 		case trace != nil:
 			trace.array(p.Name, Array{Shape: append([]int64{1}, e.outputs[i].Shape()...), Data: append([]float32(nil), e.outputs[i].Float32()...)})
 		}
@@ -182,18 +254,9 @@ func (e *encoder) run(ctx context.Context, slot int, trace *traceSink) error {
 	return nil
 }
 
-// store copies [heads, tokens, head_dim] to the front of [heads, capacity, head_dim]. What lies behind is hidden from the
-// decoder by encoder_seqlens.
-func (e *encoder) store(dst, src []float32, p graphs.Port) {
-	heads, headDim := int(p.Shape[1]), int(p.Shape[3])
-	for h := range heads {
-		copy(dst[h*e.capacity*headDim:], src[h*e.tokens*headDim:(h+1)*e.tokens*headDim])
-	}
-}
-
-// bind adds the decoder's inputs for a view of the slots.
+// bind adds the decoder's inputs for a view of the slots, in the arena in use.
 func (e *encoder) bind(in map[string]*graphs.Tensor, first, slots int) error {
-	view, err := e.arena.View(first, slots)
+	view, err := e.arenas[e.width].View(first, slots)
 	if err != nil {
 		return err
 	}
@@ -225,6 +288,8 @@ func (e *encoder) Close() error {
 	for _, t := range e.outputs {
 		problems = append(problems, t.Close())
 	}
-	problems = append(problems, e.arena.Close(), e.session.Close())
-	return errors.Join(problems...)
+	for _, arena := range e.arenas {
+		problems = append(problems, arena.Close())
+	}
+	return errors.Join(append(problems, e.session.Close())...)
 }

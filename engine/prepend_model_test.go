@@ -60,6 +60,7 @@ func questions(t testing.TB) []engine.Request {
 		about("a photo of", media(t, "rocket_wide.png")),
 		about("Which of the two is larger?", media(t, "cat.png"), media(t, "rocket_wide.png")),
 		about(strings.Repeat("No picture, but many words. ", 6)),
+		about(strings.Repeat("words ", 29), media(t, "coffee.png")), // more than the encoder's narrowest arena takes
 	}
 }
 
@@ -103,6 +104,9 @@ func TestPrependedBatchEqualsAlone(t *testing.T) {
 		var want []*engine.Result
 		for _, req := range reqs {
 			want = append(want, generate(t, e, t.Context(), req))
+		}
+		if n := want[len(want)-1].Usage.PromptTokens; n <= 64 {
+			t.Errorf("%s: the long prompt has %d tokens", set, n)
 		}
 		var wg sync.WaitGroup
 		for round := range 3 {

@@ -277,7 +277,7 @@ func (d *scheduler) advance(first, n int) {
 		if q.waiting() > 0 {
 			continue // a chunk in the middle of the prompt
 		}
-		q.features, q.deepstack = nil, nil // the prompt is read
+		q.features = nil // the prompt is read
 		logits := d.stepper.logits(row)
 		row++
 		if q.accept(logits, d.scratch) {
@@ -302,42 +302,32 @@ func (d *scheduler) build(first, n int) error {
 		}
 	}
 	rows := d.stepper.embeds(s.tokens)
-	token := 0
 	for i := first; i < first+n; i++ {
 		if take := d.take[i]; take > 0 {
-			if err := d.fill(rows[:take*d.hidden], d.slots[i], token); err != nil {
+			if err := d.fill(rows[:take*d.hidden], d.slots[i]); err != nil {
 				return err
 			}
 			rows = rows[take*d.hidden:]
-			token += take
 		}
 	}
 	return nil
 }
 
-// fill writes the input rows of the sequence's next tokens, the first of which is packed token number token.
-func (d *scheduler) fill(rows []float32, q *sequence, token int) error {
+// fill writes the input rows of the sequence's next tokens.
+func (d *scheduler) fill(rows []float32, q *sequence) error {
 	for at := q.cached; len(rows) > 0; at++ {
 		row := rows[:d.hidden]
 		rows = rows[d.hidden:]
 		id := q.ids[at]
 		var err error
 		if at < q.prompt && q.source == nil { // a start token is no part of the prompt, whatever its id
-			feature := q.nextFeature
 			err = d.promptRow(row, q, id)
-			if q.nextFeature > feature && len(q.deepstack) > 0 {
-				d.step.deep = append(d.step.deep, deepRow{token, q.deepstack, feature})
-			}
 		} else {
 			err = d.embed(row, id)
 		}
 		if err != nil {
 			return err
 		}
-		if q.positions != nil {
-			d.step.positions = append(d.step.positions, q.position(at))
-		}
-		token++
 	}
 	return nil
 }
@@ -364,6 +354,9 @@ func (d *scheduler) end(q *sequence, err error) {
 	if q.slot < len(d.slots) && d.slots[q.slot] == q {
 		d.slots[q.slot] = nil
 		d.active--
+		if d.encoder != nil {
+			d.encoder.release(q.slot)
+		}
 	}
 	if err != nil && d.ctx.Err() != nil {
 		err = ErrClosed // whatever the decoder called the interruption

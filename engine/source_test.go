@@ -15,7 +15,10 @@ type fakeEncoder struct {
 	input  []float32
 	runs   [][]float32
 	fail   func(input []float32) error
+	freed  []int
 }
+
+func (f *fakeEncoder) release(slot int) { f.freed = append(f.freed, slot) }
 
 func (f *fakeEncoder) embeds(tokens int) []float32 {
 	f.input = make([]float32, tokens*f.hidden)
@@ -64,6 +67,9 @@ func TestSourcesAreEncodedOnce(t *testing.T) {
 	}
 	if diff := cmp.Diff(alone(t, stepper, start, nil, -1, 5, Sampling{}), good.generated()); diff != "" || stepper.broken != nil {
 		t.Errorf("%v %s", stepper.broken, diff)
+	}
+	if !slices.Equal(enc.freed, []int{0, 0}) {
+		t.Errorf("released slots %v", enc.freed)
 	}
 	// Too few feature rows are an error of the request, not a crash.
 	short := newTestSequence(t.Context(), vocab, start, 5, Sampling{})

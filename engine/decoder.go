@@ -10,6 +10,7 @@ import (
 
 	"glimpse/graphs"
 	"glimpse/manifest"
+	"glimpse/preprocess"
 )
 
 // decoder is a stepper. All its buffers are made once, for the widest step; a step of known width makes no garbage.
@@ -26,10 +27,12 @@ type decoder struct {
 	seqlensK, querySeqlens, total *graphs.Tensor
 	positions                     *graphs.Tensor          // [tokens]; nil where the graph does not ask for them
 	sourceSeqlens                 *graphs.Tensor          // [batch]; nil without an encoder
-	cos, sin                      *graphs.Tensor          // the common tables
+	axes                          *preprocess.MRoPE       // nil where positions are places in the sequence
+	deepstack                     []*graphs.Tensor        // [tokens, hidden_size] each
+	cos, sin                      *graphs.Tensor          // the common tables; with axes, a row for each packed token
 	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
 	ownLength                     int                     // the length that ownCos and ownSin are for
-	steps                         map[[3]int]*graphs.Step // by first slot, number of slots and width of the encoder's arena
+	steps                         map[[2]int]*graphs.Step // by first slot and number of slots
 	runtime                       *graphs.Runtime
 	out                           []float32 // logits of the last step
 }
@@ -37,7 +40,7 @@ type decoder struct {
 // newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session and
 // the encoder, which are closed when this fails.
 func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
-	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[3]int]*graphs.Step{}}
+	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[2]int]*graphs.Step{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -46,6 +49,11 @@ func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, sp
 	}()
 	if err := d.checkPorts(); err != nil {
 		return d, err
+	}
+	if spec.Positions == manifest.PositionsMRoPE {
+		if d.axes, err = preprocess.NewMRoPE(*spec.Rope); err != nil {
+			return d, err
+		}
 	}
 	dtype, err := graphs.ParseDType(spec.CacheDType)
 	if err != nil {
@@ -70,6 +78,9 @@ func (d *decoder) checkPorts() error {
 	}
 	if d.hasInput(positionIDs) {
 		inputs[positionIDs] = 1
+	}
+	for i := 0; d.hasInput(deepstackName(i)); i++ {
+		inputs[deepstackName(i)] = 2
 	}
 	if d.encoder != nil {
 		d.encoder.decoderInputs(inputs)
@@ -138,6 +149,9 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 		}
 	}
 	d.total.Int32()[0] = int32(capacity)
+	if err := d.allocatePacked(tokens); err != nil || d.axes != nil {
+		return err
+	}
 	if d.spec.Rope == nil {
 		return nil
 	}
@@ -159,6 +173,9 @@ func (d *decoder) run(ctx context.Context, s *step) error {
 		return err
 	}
 	if err := d.layOut(s); err != nil {
+		return err
+	}
+	if err := d.layOutPacked(s); err != nil {
 		return err
 	}
 	if err := d.setRope(st, s.ropeLength); err != nil {
@@ -223,10 +240,7 @@ func (d *decoder) layOut(s *step) error {
 
 // stepFor returns the argument list for a view of the arena; each is made once.
 func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
-	key := [3]int{first, slots}
-	if d.encoder != nil {
-		key[2] = d.encoder.width
-	}
+	key := [2]int{first, slots}
 	if st := d.steps[key]; st != nil {
 		return st, nil
 	}
@@ -243,6 +257,9 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 	}
 	if d.positions != nil {
 		in[positionIDs] = d.positions
+	}
+	for i, t := range d.deepstack {
+		in[deepstackName(i)] = t
 	}
 	if d.encoder != nil {
 		in[encoderSeqlens] = d.sourceSeqlens
@@ -266,7 +283,7 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 
 // setRope gives the step the common tables, or those of a sequence of the given length.
 func (d *decoder) setRope(st *graphs.Step, length int) error {
-	if d.spec.Rope == nil {
+	if d.spec.Rope == nil || d.axes != nil {
 		return nil
 	}
 	cos, sin := d.cos, d.sin
@@ -304,6 +321,9 @@ func (d *decoder) Close() error {
 	}
 	for _, t := range []*graphs.Tensor{d.input, d.logitsOut, d.rowMap, d.tokenMap, d.logitsRows, d.seqlensK, d.querySeqlens,
 		d.total, d.positions, d.sourceSeqlens, d.cos, d.sin, d.ownCos, d.ownSin} {
+		problems = append(problems, t.Close())
+	}
+	for _, t := range d.deepstack {
 		problems = append(problems, t.Close())
 	}
 	problems = append(problems, d.arena.Close(), d.encoder.Close(), d.session.Close())

@@ -32,7 +32,7 @@ type decoder struct {
 	cos, sin                      *graphs.Tensor          // the common tables; with axes, a row for each packed token
 	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
 	ownLength                     int                     // the length that ownCos and ownSin are for
-	steps                         map[[2]int]*graphs.Step // by first slot and number of slots
+	steps                         map[[3]int]*graphs.Step // by first slot, number of slots and width of the encoder's arena
 	runtime                       *graphs.Runtime
 	out                           []float32 // logits of the last step
 }
@@ -40,7 +40,7 @@ type decoder struct {
 // newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session and
 // the encoder, which are closed when this fails.
 func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
-	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[2]int]*graphs.Step{}}
+	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[3]int]*graphs.Step{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -240,7 +240,10 @@ func (d *decoder) layOut(s *step) error {
 
 // stepFor returns the argument list for a view of the arena; each is made once.
 func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
-	key := [2]int{first, slots}
+	key := [3]int{first, slots}
+	if d.encoder != nil {
+		key[2] = d.encoder.width
+	}
 	if st := d.steps[key]; st != nil {
 		return st, nil
 	}

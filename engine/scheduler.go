@@ -277,7 +277,7 @@ func (d *scheduler) advance(first, n int) {
 		if q.waiting() > 0 {
 			continue // a chunk in the middle of the prompt
 		}
-		q.features = nil // the prompt is read
+		q.features, q.deepstack = nil, nil // the prompt is read
 		logits := d.stepper.logits(row)
 		row++
 		if q.accept(logits, d.scratch) {
@@ -302,32 +302,42 @@ func (d *scheduler) build(first, n int) error {
 		}
 	}
 	rows := d.stepper.embeds(s.tokens)
+	token := 0
 	for i := first; i < first+n; i++ {
 		if take := d.take[i]; take > 0 {
-			if err := d.fill(rows[:take*d.hidden], d.slots[i]); err != nil {
+			if err := d.fill(rows[:take*d.hidden], d.slots[i], token); err != nil {
 				return err
 			}
 			rows = rows[take*d.hidden:]
+			token += take
 		}
 	}
 	return nil
 }
 
-// fill writes the input rows of the sequence's next tokens.
-func (d *scheduler) fill(rows []float32, q *sequence) error {
+// fill writes the input rows of the sequence's next tokens, the first of which is packed token number token.
+func (d *scheduler) fill(rows []float32, q *sequence, token int) error {
 	for at := q.cached; len(rows) > 0; at++ {
 		row := rows[:d.hidden]
 		rows = rows[d.hidden:]
 		id := q.ids[at]
 		var err error
 		if at < q.prompt && q.source == nil { // a start token is no part of the prompt, whatever its id
+			feature := q.nextFeature
 			err = d.promptRow(row, q, id)
+			if q.nextFeature > feature && len(q.deepstack) > 0 {
+				d.step.deep = append(d.step.deep, deepRow{token, q.deepstack, feature})
+			}
 		} else {
 			err = d.embed(row, id)
 		}
 		if err != nil {
 			return err
 		}
+		if q.positions != nil {
+			d.step.positions = append(d.step.positions, q.position(at))
+		}
+		token++
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ type AskOptions struct {
 	Raw      bool
 	NoEXIF   bool
 	JSON     bool
+	Tiling   string
+	MaxTiles int
 
 	MaxTokens         int
 	Temperature       float64
@@ -43,11 +46,14 @@ type AskOptions struct {
 func (o *AskOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 1)
 	f.StringArrayVar(&o.Images, "image", nil, "picture `file`; may be given several times")
-	f.StringArrayVar(&o.Videos, "video", nil, "video `file` or folder of frames, for models that take videos")
+	f.StringArrayVar(&o.Videos, "video", nil, "`folder` of frames, in the order of their names, for models that take videos; may be given several times")
 	f.StringArrayVar(&o.Audios, "audio", nil, "sound `file`, for models that take sound")
 	f.StringVar(&o.Messages, "messages", "", "JSON `file` with an OpenAI messages array, instead of PROMPT and --image")
 	f.BoolVar(&o.Raw, "raw", false, "send PROMPT without the chat template")
 	f.BoolVar(&o.NoEXIF, "no-exif", false, "do not turn pictures upright")
+	o.Tiling = "auto"
+	f.Var(&choice{&o.Tiling, []string{"auto", "off", "hd"}}, "tiling", "how pictures are cut into tiles: auto (as the model was released), off (one tile a picture), hd (tiles for models released without: LLaVA-1.5)")
+	f.Var(&count{&o.MaxTiles, 0}, "max-tiles", "tiles of a picture at most, the whole picture that some models add not counted; 0: the model's bound")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object instead of the text")
 	f.Var(&count{&o.MaxTokens, 0}, "max-tokens", "tokens to generate at most; 0: the model's default")
 	f.Float64Var(&o.Temperature, "temperature", 0, "0: greedy")
@@ -135,8 +141,9 @@ func within(v, low, high float64) bool { return !math.IsNaN(v) && v >= low && v 
 // request reads the pictures and puts the request together.
 func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool) (engine.Request, error) {
 	req := engine.Request{
-		MaxTokens: o.MaxTokens,
-		Stop:      o.Stop,
+		MaxTokens:      o.MaxTokens,
+		Stop:           o.Stop,
+		PictureOptions: engine.PictureOptions{Tiling: tilings[o.Tiling], MaxTiles: o.MaxTiles},
 		Sampling: engine.Sampling{
 			Temperature: o.Temperature, TopP: o.TopP, MinP: o.MinP, TopK: o.TopK, RepetitionPenalty: o.RepetitionPenalty,
 		},
@@ -144,7 +151,7 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 	if o.seeded {
 		req.Seed = &o.Seed
 	}
-	if len(o.Videos) > 0 {
+	if len(o.Videos) > 0 && (m.Picture == nil || m.Picture.Video == nil) {
 		return req, badInputf("--video %s: this model (%s) takes no videos", o.Videos[0], m.Family)
 	}
 	if len(o.Audios) > 0 {
@@ -158,12 +165,19 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 		req.Messages = messages
 		return req, nil
 	}
-	if !prompted && len(o.Images) == 0 {
-		return req, badInputf("nothing to ask: give a PROMPT, --image or --messages")
+	if !prompted && len(o.Images)+len(o.Videos) == 0 {
+		return req, badInputf("nothing to ask: give a PROMPT, --image, --video or --messages")
 	}
 	pictures, err := readPictures(o.Images, o.NoEXIF)
 	if err != nil {
 		return req, err
+	}
+	videos, err := readVideos(o.Videos, o.NoEXIF)
+	if err != nil {
+		return req, err
+	}
+	if (o.Raw || m.Prompt.Template == "") && len(videos) > 0 {
+		return req, badInputf("--video %s: videos go through a chat template, and there is none here (or --raw leaves it out)", o.Videos[0])
 	}
 	if o.Raw {
 		req.Raw, req.Prompt, req.Pictures = true, prompt, pictures
@@ -171,8 +185,15 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 	}
 	asked := batch.Request(m, pictures, prompt)
 	req.Messages, req.Raw, req.Prompt, req.Pictures = asked.Messages, asked.Raw, asked.Prompt, asked.Pictures
+	if len(videos) > 0 { // behind the pictures, before the text
+		content := &req.Messages[0].Content
+		*content = slices.Insert(*content, len(pictures), videos...)
+	}
 	return req, nil
 }
+
+// tilings are the words of --tiling.
+var tilings = map[string]string{"auto": engine.TilingAuto, "off": engine.TilingOff, "hd": engine.TilingHD}
 
 // askStreaming prints the answer's text as it becomes final. Printing happens beside the engine, which must not wait
 // for a slow terminal; when printing fails the answer is given up.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"glimpse/engine"
@@ -32,6 +33,52 @@ func readPictures(paths []string, noEXIF bool) ([]engine.Picture, error) {
 		pictures = append(pictures, engine.Picture{Data: data, Source: path, IgnoreEXIF: noEXIF})
 	}
 	return pictures, badInput(errors.Join(wrong...))
+}
+
+// maxFrames bounds the files of a folder of frames.
+const maxFrames = 4096
+
+// readVideos reads folders of frames.
+func readVideos(folders []string, noEXIF bool) ([]engine.Part, error) {
+	var videos []engine.Part
+	var wrong []error
+	for _, folder := range folders {
+		frames, err := readFrames(folder, noEXIF)
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("--video: %w", err))
+			continue
+		}
+		videos = append(videos, engine.Part{Type: engine.PartVideo, Frames: frames})
+	}
+	return videos, badInput(errors.Join(wrong...))
+}
+
+// readFrames reads the pictures of a folder, in the order of their names. Other files in it are refused: a frame that
+// is left out would be another video.
+func readFrames(folder string, noEXIF bool) ([]engine.Picture, error) {
+	if info, err := os.Stat(folder); err == nil && !info.IsDir() {
+		return nil, fmt.Errorf("%s is a file; a video is given as a folder with its frames as pictures", folder)
+	}
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 || len(entries) > maxFrames {
+		return nil, fmt.Errorf("%s holds %d files; a video has 1 to %d frames", folder, len(entries), maxFrames)
+	}
+	frames := make([]engine.Picture, len(entries))
+	for i, e := range entries {
+		path := filepath.Join(folder, e.Name())
+		data, err := readMedia(path)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := preprocess.Header(bytes.NewReader(data)); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		frames[i] = engine.Picture{Data: data, Source: path, IgnoreEXIF: noEXIF}
+	}
+	return frames, nil
 }
 
 // readMedia reads a picture's bytes, as many as a picture may have.

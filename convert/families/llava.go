@@ -230,4 +230,7 @@ func (m llavaModel) picture(p *Plan, t *blocks.Tensors) {
 	pic.Stages = []string{"vision", "connector"}
 	pic.Features = "projected"
 	pic.TokensPerTile = int(m.tokens())
+	if m.selection == "default" && m.towerTokens == 0 { // without the class token the features are a map of the picture
+		pic.PatchGrid = int(m.vision.grid())
+	}
 }

@@ -116,6 +116,9 @@ func TestPlanAcceptsReleasedInventories(t *testing.T) {
 		{"Salesforce--blip2-flan-t5-xl", 3_942_456_896},
 		{"Salesforce--blip2-itm-vit-g", 1_386_085_378}, // the Q-Former is in three graphs
 		{"Salesforce--instructblip-vicuna-7b", 7_913_726_720},
+		{"Qwen--Qwen2-VL-2B-Instruct", 2_442_359_296}, // all of it, with the tied head counted again
+		{"Qwen--Qwen2.5-VL-3B-Instruct", 4_065_787_904},
+		{"Qwen--Qwen3-VL-2B-Instruct", 2_438_696_960},
 		{"OpenGVLab--InternVL3-1B-hf", 938_193_024},                   // all of it
 		{"llava-hf--llava-v1.6-mistral-7b-hf", 7_554_149_376},         // without the tower's last layer and norm
 		{"llava-hf--llava-v1.6-vicuna-7b-hf", 7_050_832_896},          // the same

@@ -32,7 +32,7 @@ BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
     -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
-.PHONY: all build deps demo test lint fuzz-short native-test clean
+.PHONY: all build deps demo test test-browser lint fuzz-short native-test clean
 all: build
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------

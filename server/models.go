@@ -21,6 +21,9 @@ type modelObject struct {
 	Object  string `json:"object"`
 	Created int64  `json:"created"`
 	OwnedBy string `json:"owned_by"`
+	// Capabilities are what the model can be asked for, beyond OpenAI's fields: "chat" (it answers), "image" (it takes
+	// pictures), "score" (it compares pictures with texts, and embeds them).
+	Capabilities []string `json:"capabilities"`
 }
 
 type modelList struct {
@@ -29,7 +32,16 @@ type modelList struct {
 }
 
 func (m *served) object() modelObject {
-	return modelObject{ID: m.name, Object: "model", Created: m.created, OwnedBy: "glimpse"}
+	capabilities := []string{}
+	for _, c := range []struct {
+		has  bool
+		name string
+	}{{m.Manifest().Decoder != nil, "chat"}, {m.Manifest().Picture != nil, "image"}, {m.Manifest().Scoring != nil, "score"}} {
+		if c.has {
+			capabilities = append(capabilities, c.name)
+		}
+	}
+	return modelObject{ID: m.name, Object: "model", Created: m.created, OwnedBy: "glimpse", Capabilities: capabilities}
 }
 
 // model finds the model a request names. Where only one is served, endpoints of our own let the name be left out.

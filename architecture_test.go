@@ -26,7 +26,15 @@ var mayImport = map[string][]string{
 	"bench/demo":            {},
 	"server":                {"server/spec", "engine", "manifest"},
 	"server/spec":           {},
-	"batch":                 {"engine", "manifest"},
+	"batch":                 {"batch/sink", "batch/source", "batch/journal", "batch/phash", "batch/row", "engine", "manifest"},
+	"batch/sink":            {"batch/journal", "batch/row"},
+	"batch/journal":         {"batch/row"},
+	"batch/source":          {"batch/row"},
+	"batch/queue":           {"batch/row"},
+	"batch/report":          {"batch/row"},
+	"batch/store":           {"batch/source"},
+	"batch/phash":           {},
+	"batch/row":             {},
 	"engine/verify":         {"engine", "graphs", "preprocess", "tokenizer", "manifest"},
 	"engine":                {"graphs", "preprocess", "tokenizer", "manifest"},
 	"graphs":                {},
@@ -50,6 +58,9 @@ var onlyIn = map[string][]string{
 	"github.com/labstack/echo":            {"server"},
 	"google.golang.org/protobuf":          {"convert/onnx", "convert/sentencepiece"},
 	"github.com/prometheus/client_golang": {"server"},
+	"github.com/nats-io":                  {"batch/queue"},
+	"gocloud.dev":                         {"batch/store"},
+	"github.com/nfnt/resize":              {"batch/report"},
 }
 
 const module = "glimpse"

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"glimpse/batch/row"
+	"glimpse/batch/sink"
 	"glimpse/engine"
 	"glimpse/manifest"
 
@@ -168,7 +170,7 @@ func TestRowsAreInOrderAndCountedOnce(t *testing.T) {
 		dir := pictures(t, contents...)
 		out := filepath.Join(t.TempDir(), "out.jsonl")
 		f := &fake{pause: 300 * time.Microsecond}
-		s := mustCaption(t, f, Options{Inputs: []string{dir}, Out: out, Parallel: parallel})
+		s := mustCaption(t, f, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}, Parallel: parallel})
 		rows := readFile(t, out)
 		if len(rows) != len(contents) {
 			rt.Fatalf("%d rows for %d inputs", len(rows), len(contents))
@@ -206,7 +208,7 @@ func TestKindsOfErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := filepath.Join(t.TempDir(), "out.jsonl")
-	s := mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: out, MaxBytes: 50})
+	s := mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}, MaxBytes: 50})
 	var got []string
 	for _, r := range readFile(t, out) {
 		kind := "ok"
@@ -216,16 +218,16 @@ func TestKindsOfErrors(t *testing.T) {
 				t.Errorf("%s: message %q", kind, r.Error.Message)
 			}
 		}
-		if (r.SHA256 == "") != (kind == KindEmpty || kind == KindTooLarge || kind == KindMissing) {
+		if (r.SHA256 == "") != (kind == row.KindEmpty || kind == row.KindTooLarge || kind == row.KindMissing) {
 			t.Errorf("%s: sha256 %q", kind, r.SHA256)
 		}
 		got = append(got, kind)
 	}
-	want := []string{"ok", KindBadPicture, KindTooLong, KindInternal, KindEmpty, KindTooLarge, KindMissing}
+	want := []string{"ok", row.KindBadPicture, row.KindTooLong, row.KindInternal, row.KindEmpty, row.KindTooLarge, row.KindMissing}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Fatalf("kinds (-want +got):\n%s", d)
 	}
-	if d := cmp.Diff(map[string]int64{KindBadPicture: 1, KindTooLong: 1, KindInternal: 1, KindEmpty: 1, KindTooLarge: 1, KindMissing: 1}, s.Errors); d != "" {
+	if d := cmp.Diff(map[string]int64{row.KindBadPicture: 1, row.KindTooLong: 1, row.KindInternal: 1, row.KindEmpty: 1, row.KindTooLarge: 1, row.KindMissing: 1}, s.Errors); d != "" {
 		t.Fatalf("summary (-want +got):\n%s", d)
 	}
 }
@@ -233,7 +235,7 @@ func TestKindsOfErrors(t *testing.T) {
 func TestResumeAfterTruncation(t *testing.T) {
 	dir := pictures(t, "a cat", "corrupt ü \"quoted\"", "a dog", "", "a <tag>\n")
 	whole := filepath.Join(t.TempDir(), "whole.jsonl")
-	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: whole})
+	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: whole}})
 	raw, err := os.ReadFile(whole)
 	if err != nil {
 		t.Fatal(err)
@@ -242,14 +244,14 @@ func TestResumeAfterTruncation(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out.jsonl")
 	for n := range len(raw) + 1 {
 		// Every byte around the ends of lines, where a mistake would sit, and some between: each cut costs several syncs.
-		if near := raw[max(0, n-2):min(len(raw), n+len(linePrefix)+2)]; n%13 != 0 && !bytes.Contains(near, []byte("\n")) {
+		if near := raw[max(0, n-2):min(len(raw), n+8+2)]; n%13 != 0 && !bytes.Contains(near, []byte("\n")) {
 			continue
 		}
 		for _, tail := range []string{"", "\x00\x00\x00"} {
 			if err := os.WriteFile(out, append(slices.Clone(raw[:n]), tail...), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			s := mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: out})
+			s := mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}})
 			sameRows(t, readFile(t, out), want)
 			if s.Written+s.Skipped != int64(len(want)) || s.Skipped != int64(bytes.Count(raw[:n], []byte("\n"))) {
 				t.Fatalf("cut at %d: %+v", n, s)
@@ -269,7 +271,7 @@ func TestResumeAfterKillsAtRandomPoints(t *testing.T) {
 	}
 	dir := pictures(t, contents...)
 	whole := filepath.Join(t.TempDir(), "whole.jsonl")
-	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: whole})
+	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: whole}})
 	want := readFile(t, whole)
 	rapid.Check(t, func(rt *rapid.T) {
 		out := filepath.Join(t.TempDir(), "out.jsonl")
@@ -283,7 +285,7 @@ func TestResumeAfterKillsAtRandomPoints(t *testing.T) {
 				}
 				return nil
 			}
-			_, err := Caption(ctx, f, Options{Inputs: []string{dir}, Out: out, Parallel: 5})
+			_, err := Caption(ctx, f, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}, Parallel: 5})
 			kill()
 			if err != nil && !errors.Is(err, context.Canceled) {
 				rt.Fatal(err)
@@ -296,7 +298,7 @@ func TestResumeAfterKillsAtRandomPoints(t *testing.T) {
 				rt.Fatal(err)
 			}
 		}
-		mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: out, Parallel: 3})
+		mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}, Parallel: 3})
 		sameRows(rt, readFile(t, out), want)
 	})
 }
@@ -304,9 +306,9 @@ func TestResumeAfterKillsAtRandomPoints(t *testing.T) {
 func TestOtherPromptIsAnotherRow(t *testing.T) {
 	dir := pictures(t, "a cat", "a dog")
 	out := filepath.Join(t.TempDir(), "out.jsonl")
-	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: out})
-	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Out: out, Prompt: "What colour?"})
-	s := mustCaption(t, &fake{}, Options{Inputs: []string{dir, dir + "/*.png"}, Out: out, Prompt: "What colour?"})
+	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}})
+	mustCaption(t, &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}, Ask: Ask{Prompts: []string{"What colour?"}}})
+	s := mustCaption(t, &fake{}, Options{Inputs: []string{dir, dir + "/*.png"}, Sink: sink.Options{Out: out}, Ask: Ask{Prompts: []string{"What colour?"}}})
 	if rows := readFile(t, out); len(rows) != 4 || s.Written != 0 || s.Skipped != 4 {
 		t.Fatalf("%d rows, %+v", len(rows), s)
 	}
@@ -321,7 +323,7 @@ func TestModelFailuresInARowEndTheRun(t *testing.T) {
 	contents[2] = "a dog"
 	dir := pictures(t, contents...)
 	out := filepath.Join(t.TempDir(), "out.jsonl")
-	_, err := Caption(context.Background(), &fake{}, Options{Inputs: []string{dir}, Out: out, Parallel: 2})
+	_, err := Caption(context.Background(), &fake{}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: out}, Parallel: 2})
 	if err == nil || !strings.Contains(err.Error(), "the native call failed") {
 		t.Fatalf("error %v", err)
 	}
@@ -334,7 +336,7 @@ func TestModelFailuresInARowEndTheRun(t *testing.T) {
 func TestClosedEngineEndsTheRun(t *testing.T) {
 	f := &fake{hook: func(context.Context, string) error { return engine.ErrClosed }}
 	out := filepath.Join(t.TempDir(), "out.jsonl")
-	_, err := Caption(context.Background(), f, Options{Inputs: []string{pictures(t, "a", "b", "c")}, Out: out})
+	_, err := Caption(context.Background(), f, Options{Inputs: []string{pictures(t, "a", "b", "c")}, Sink: sink.Options{Out: out}})
 	if !errors.Is(err, engine.ErrClosed) {
 		t.Fatalf("error %v", err)
 	}
@@ -367,7 +369,7 @@ func TestWindowBoundsWhatWaits(t *testing.T) {
 	}()
 	var highest int64
 	out := filepath.Join(t.TempDir(), "out.jsonl")
-	mustCaption(t, f, Options{Inputs: []string{pictures(t, contents...)}, Out: out, Parallel: parallel, Progress: func(p Progress) {
+	mustCaption(t, f, Options{Inputs: []string{pictures(t, contents...)}, Sink: sink.Options{Out: out}, Parallel: parallel, Progress: func(p Progress) {
 		if highest == 0 {
 			highest = f.calls.Load()
 		}
@@ -382,8 +384,8 @@ func TestWindowBoundsWhatWaits(t *testing.T) {
 
 func TestStreamOutput(t *testing.T) {
 	var b bytes.Buffer
-	s := mustCaption(t, &fake{pause: 5 * time.Millisecond}, Options{Inputs: []string{pictures(t, "a cat", "corrupt")}, Out: "-", Stdout: &b,
-		Measure: func([]byte, bool) (int, int, error) { return 3, 2, nil }})
+	s := mustCaption(t, &fake{pause: 5 * time.Millisecond}, Options{Inputs: []string{pictures(t, "a cat", "corrupt")}, Sink: sink.Options{Out: "-", Stdout: &b},
+		Tools: Tools{Inspect: func([]byte, bool) (Look, error) { return Look{Width: 3, Height: 2}, nil }}})
 	rows := parse(t, b.Bytes())
 	if len(rows) != 2 || s.Failed != 1 || rows[0].Width != 3 || rows[0].Height != 2 || rows[0].Tokens != 5 {
 		t.Fatalf("%+v %+v", rows, s)
@@ -391,13 +393,13 @@ func TestStreamOutput(t *testing.T) {
 	if rows[0].MS+rows[1].MS <= 0 {
 		t.Fatalf("rows took no time: %+v", rows)
 	}
-	if !strings.HasPrefix(b.String(), linePrefix) {
+	if !strings.HasPrefix(b.String(), `{"id":"`) {
 		t.Fatal("rows must begin with their id: the torn-line rule relies on it")
 	}
 }
 
 func TestFailingOutputEndsTheRun(t *testing.T) {
-	_, err := Caption(context.Background(), &fake{}, Options{Inputs: []string{pictures(t, "a", "b", "c")}, Out: "-", Stdout: failingWriter{}})
+	_, err := Caption(context.Background(), &fake{}, Options{Inputs: []string{pictures(t, "a", "b", "c")}, Sink: sink.Options{Out: "-", Stdout: failingWriter{}}})
 	if err == nil || !strings.Contains(err.Error(), "disk is full") || strings.Count(err.Error(), "disk is full") != 1 {
 		t.Fatalf("error %v", err)
 	}
@@ -410,7 +412,7 @@ func (failingWriter) Write([]byte) (int, error) { return 0, errors.New("disk is 
 func TestProgressCounts(t *testing.T) {
 	dir := pictures(t, "a cat", "corrupt", "a dog")
 	var last Progress
-	mustCaption(t, &fake{pause: time.Millisecond}, Options{Inputs: []string{dir}, Out: filepath.Join(t.TempDir(), "o.jsonl"),
+	mustCaption(t, &fake{pause: time.Millisecond}, Options{Inputs: []string{dir}, Sink: sink.Options{Out: filepath.Join(t.TempDir(), "o.jsonl")},
 		Progress: func(p Progress) { last = p }})
 	if last.Done != 3 || last.Failed != 1 || last.Tokens != 10 || (last.Total != 3 && last.Total != -1) {
 		t.Fatalf("%+v", last)

@@ -1,31 +1,33 @@
-// From items to rows in order: a lister, a fixed number of workers, and one collector that owns output and counts.
+// From items to rows in order:
 //
-//	lister ──jobs──▶ workers ──outcomes──▶ collector ──▶ sink
+//	lister ─▶ preparers ─▶ admission (in order) ─▶ shelf ─▶ askers ─▶ collector (in order) ─▶ sink
+//	              └──────────── rows that are done already ─────────────┘
 //
-// The lister may run at most `window` items ahead of the row written last, which bounds what waits for a slow picture.
-// Each worker reads its file and calls the model; there are more workers than the engine has slots, so pictures are
-// decoded and prepared while others generate.
+// Preparers read, hash and decode on spare cores. Admission is where duplicates are found, which depends on the order. The
+// shelf hands pictures of as many tiles to the model together. The lister may run at most `window` items ahead of the row
+// written last, and hold at most Options.Memory bytes of pictures, which bounds what waits for a slow one.
 
 package batch
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"math"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"glimpse/engine"
+	"glimpse/batch/row"
+	"glimpse/batch/sink"
+	"glimpse/batch/source"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
-	windowPerWorker = 8               // items between the oldest unfinished and the newest listed, a worker
+	windowPerWorker = 8               // items between the oldest unfinished and the newest listed, a request in flight
 	syncRows        = 64              // rows between two syncs
 	syncEvery       = 2 * time.Second // or this long
 	// maxInternal internal failures in a row end the run: then it is not the pictures. Their rows are not written, so the
@@ -33,35 +35,60 @@ const (
 	maxInternal = 8
 )
 
+// job is an item on its way to its row.
 type job struct {
-	seq  int64
-	item Item
-}
-
-type outcome struct {
-	seq int64
-	row Row
-	err error // ends the run
+	seq     int64
+	item    source.Item
+	key     row.Key
+	version uint64
+	prior   *sink.Seen // what is known of an older state of the file
+	data    []byte
+	cost    int64 // of Options.Memory
+	tiles   int
+	row     Row
+	thumb   []byte
+	skip    bool   // the row is there already
+	done    func() // to be called when the row is durable; nil: nothing
 }
 
 type runner struct {
-	opts   Options
-	model  Captioner
-	name   string // of the model, as rows have it
-	source *Source
-	out    sink
-	seen   map[key]bool // rows in the file and items listed so far; true: an error row
-	start  time.Time
+	opts       Options
+	promptHash string
+	answerer   row.Answerer
+	reader     Reader
+	source     *source.Source
+	out        sink.Output
+	listed     map[row.Key]struct{} // by this run; the lister's
+	originals  originals            // admission's
+	memory     *semaphore.Weighted
+	busy       busy
+	start      time.Time
 
 	total   atomic.Int64 // -1 while counting
-	skipped atomic.Int64 // written by the lister, read by the collector
+	skipped atomic.Int64
 	failed  atomic.Int64 // of skipped, error rows
 
 	// Only the collector touches these.
 	summary  Summary
-	held     []Row // internal failures not written yet
+	held     []*job // internal failures not written yet
+	release  []func()
 	unsynced int
 	synced   time.Time
+}
+
+func newRunner(o Options, answerer row.Answerer, inputs *source.Source) *runner {
+	r := &runner{opts: o, promptHash: o.Ask.Hash(), answerer: answerer, source: inputs, listed: map[row.Key]struct{}{},
+		memory: semaphore.NewWeighted(o.Memory), start: time.Now()}
+	r.reader = Reader{Ask: o.Ask, Tools: o.Tools, PHash: o.PHash, Store: o.Source.Store, Limit: o.MaxBytes}
+	r.originals = newOriginals(o.Dedupe, o.Distance)
+	r.summary.Errors = map[string]int64{}
+	if o.Reproducible {
+		r.opts.Logprob = false
+	}
+	if local, ok := answerer.(*Answerer); ok {
+		local.Busy = r.busy.add
+	}
+	return r
 }
 
 // run returns when everything it started has ended.
@@ -71,32 +98,51 @@ func (r *runner) run(ctx context.Context) error {
 	defer background.Wait()
 	defer cancel()
 	r.total.Store(-1)
-	background.Go(func() { r.count(ctx) })
+	background.Go(func() { r.total.Store(r.source.Count(ctx)) })
 
-	workers := r.opts.Parallel
-	jobs := make(chan job)
-	outcomes := make(chan outcome, workers)
-	window := make(chan struct{}, workers*windowPerWorker)
+	askers := r.opts.Parallel
+	listed := make(chan *job)
+	prepared := make(chan *job, preparers())
+	finished := make(chan *job, askers)
+	window := make(chan struct{}, askers*windowPerWorker)
+	ready := newShelf()
 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		defer close(jobs)
-		return r.list(gctx, jobs, window)
+		defer close(listed)
+		return r.list(gctx, listed, window)
 	})
-	var working sync.WaitGroup
-	for range workers {
-		working.Add(1)
+	var preparing, finishing sync.WaitGroup
+	for range preparers() {
+		preparing.Add(1)
 		g.Go(func() error {
-			defer working.Done()
-			return r.work(gctx, jobs, outcomes)
+			defer preparing.Done()
+			return r.prepare(gctx, listed, prepared)
 		})
 	}
 	g.Go(func() error {
-		working.Wait()
-		close(outcomes)
+		preparing.Wait()
+		close(prepared)
 		return nil
 	})
-	g.Go(func() error { return r.collect(gctx, outcomes, window) })
+	finishing.Add(1 + askers)
+	g.Go(func() error {
+		defer finishing.Done()
+		defer ready.close()
+		return r.admit(gctx, prepared, ready, finished)
+	})
+	for range askers {
+		g.Go(func() error {
+			defer finishing.Done()
+			return r.ask(gctx, ready, finished)
+		})
+	}
+	g.Go(func() error {
+		finishing.Wait()
+		close(finished)
+		return nil
+	})
+	g.Go(func() error { return r.collect(gctx, finished, window) })
 	err := g.Wait()
 	r.summary.Skipped, r.summary.FailedBefore = r.skipped.Load(), r.failed.Load()
 	// The reason for the end is the caller's when the caller ended it; what failed because of that is noise.
@@ -106,202 +152,213 @@ func (r *runner) run(ctx context.Context) error {
 	return err
 }
 
-// count finds out how many inputs there are, for the progress display only. Repeated inputs are counted as often as
-// they are listed.
-func (r *runner) count(ctx context.Context) {
-	var n int64
-	for range r.source.Items(ctx) {
-		n++
-	}
-	if ctx.Err() == nil {
-		r.total.Store(n)
+// send gives a job on, unless the run ends.
+func send(ctx context.Context, to chan<- *job, j *job) error {
+	select {
+	case to <- j:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
 // list sends the items that have no row yet.
-func (r *runner) list(ctx context.Context, jobs chan<- job, window chan<- struct{}) error {
+func (r *runner) list(ctx context.Context, to chan<- *job, window chan<- struct{}) error {
 	var seq int64
 	for item := range r.source.Items(ctx) {
-		k := keyOf(item.ID, r.opts.Prompt, r.name)
-		if failed, ok := r.seen[k]; ok {
-			r.skipped.Add(1)
-			if failed {
-				r.failed.Add(1)
-			}
+		j := r.newJob(item)
+		if j == nil {
 			continue
 		}
-		r.seen[k] = false
+		if item.Load != nil && item.Err == nil {
+			data, err := item.Load()
+			if err == nil && len(data) == 0 {
+				err = &row.ItemError{Kind: row.KindEmpty, Message: "the picture has no bytes"}
+			}
+			j.data, j.item.Err, j.item.Load = data, err, nil
+		}
+		// In the order of the list, so that the oldest picture never waits for memory that newer ones hold.
+		j.cost = min(r.cost(j), r.opts.Memory)
+		if err := r.memory.Acquire(ctx, j.cost); err != nil {
+			return err
+		}
 		select {
 		case window <- struct{}{}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		select {
-		case jobs <- job{seq, item}:
-		case <-ctx.Done():
-			return ctx.Err()
+		j.seq = seq
+		if err := send(ctx, to, j); err != nil {
+			return err
 		}
 		seq++
 	}
 	return ctx.Err()
 }
 
-func (r *runner) work(ctx context.Context, jobs <-chan job, outcomes chan<- outcome) error {
-	for j := range jobs {
-		row, err := r.caption(ctx, j.item)
-		if err != nil {
-			return err
+// newJob is nil for an item that has a row, or was listed before.
+func (r *runner) newJob(item source.Item) *job {
+	j := &job{item: item, row: Row{ID: item.ID, Path: row.Printable(item.Path), Prompt: r.opts.Prompts[0],
+		Model: r.opts.ModelName, ModelHash: r.opts.ModelHash, PromptHash: r.promptHash}}
+	j.key = j.row.Key()
+	if _, ok := r.listed[j.key]; ok {
+		r.skip(false)
+		return nil
+	}
+	r.listed[j.key] = struct{}{}
+	j.version = source.Version(&item)
+	seen, ok := r.out.Seen(j.key)
+	switch {
+	case !ok:
+	case seen.Version == 0 || j.version == 0 || seen.Version == j.version:
+		r.skip(seen.Error) // where the file's version is not known its name decides, and a vanished file keeps its row
+		return nil
+	default:
+		j.prior = &seen
+	}
+	return j
+}
+
+func (r *runner) skip(failed bool) {
+	r.skipped.Add(1)
+	if failed {
+		r.failed.Add(1)
+	}
+}
+
+// cost is how many bytes a picture is going to take; of an object that is not known.
+func (r *runner) cost(j *job) int64 {
+	switch {
+	case j.data != nil:
+		return int64(len(j.data))
+	case j.item.Ref != "":
+		return 1 << 20
+	}
+	info, err := os.Stat(j.item.Path)
+	if err != nil || info.Size() > r.opts.MaxBytes || info.Size() < 1 {
+		return 1
+	}
+	return info.Size()
+}
+
+// byReference reports whether a worker may read the picture: nothing here needs its bytes.
+func (r *runner) byReference(j *job) bool {
+	return r.opts.ByReference && j.item.Ref != "" && j.item.Err == nil && j.prior == nil && r.opts.Dedupe == DedupeNone && !r.out.NeedsData()
+}
+
+func (r *runner) prepare(ctx context.Context, from <-chan *job, to chan<- *job) error {
+	for j := range from {
+		start := time.Now()
+		if !r.byReference(j) {
+			r.look(ctx, j)
 		}
-		select {
-		case outcomes <- outcome{seq: j.seq, row: row}:
-		case <-ctx.Done():
-			return ctx.Err()
+		j.row.MS = milliseconds(time.Since(start))
+		if err := send(ctx, to, j); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// caption makes one row. An error ends the run: the context's, or that of an engine that is gone.
-func (r *runner) caption(ctx context.Context, item Item) (row Row, err error) {
-	start := time.Now()
-	row = Row{ID: item.ID, Path: printable(item.Path), Prompt: r.opts.Prompt, Model: r.name}
-	defer func() { row.MS = math.Round(10*float64(time.Since(start))/float64(time.Millisecond)) / 10 }()
-	if item.Err != nil {
-		row.Error = fileError(item.Err)
-		return row, nil
-	}
-	data, problem := readPicture(item.Path, r.opts.MaxBytes)
-	if problem != nil {
-		row.Error = problem
-		return row, nil
-	}
-	sum := sha256.Sum256(data)
-	row.SHA256 = hex.EncodeToString(sum[:])
-	if r.opts.Measure != nil {
-		// A header that cannot be read is reported by Generate, which says more.
-		if w, h, err := r.opts.Measure(data, r.opts.IgnoreEXIF); err == nil {
-			row.Width, row.Height = w, h
+// look reads the picture and makes what can be made of it without the model.
+func (r *runner) look(ctx context.Context, j *job) {
+	p := r.reader.read(ctx, &j.item, j.data, &j.row, r.opts.Thumbnail != nil)
+	if j.prior != nil && !j.prior.Error {
+		content := j.row.ContentKey()
+		if j.skip = j.row.SHA256 != "" && [8]byte(content[:8]) == j.prior.Content; j.skip {
+			return
 		}
 	}
-	picture := engine.Picture{Data: data, Source: item.Path, IgnoreEXIF: r.opts.IgnoreEXIF}
-	req := Request(r.model.Manifest(), []engine.Picture{picture}, r.opts.Prompt)
-	req.MaxTokens = r.opts.MaxTokens
-	result, err := r.model.Generate(ctx, req)
-	switch {
-	case err == nil:
-		row.Caption, row.Tokens = result.Text, result.Usage.CompletionTokens
-	case ctx.Err() != nil:
-		return row, ctx.Err()
-	case errors.Is(err, engine.ErrClosed), errors.Is(err, engine.ErrNoDecoder), errors.Is(err, engine.ErrNoPictures):
-		return row, err // no picture would fare better
-	default:
-		row.Error = requestError(err, r.opts.PictureKind)
+	j.data = nil
+	if p == nil {
+		return
 	}
-	return row, nil
+	j.data, j.tiles = p.data, p.look.Tiles
+	if p.pixels != nil {
+		j.thumb = r.opts.Thumbnail(j.key, p.pixels)
+	}
 }
 
-// collect writes the rows in order. When the run ends early it still writes what is finished without a gap.
-func (r *runner) collect(ctx context.Context, outcomes <-chan outcome, window <-chan struct{}) (err error) {
-	defer func() {
-		if err != nil && len(r.held) < maxInternal {
-			err = errors.Join(err, r.release()) // an interrupt finds these rows finished
-		}
-		if serr := r.out.Sync(); serr != nil && !errors.Is(err, serr) {
-			err = errors.Join(err, serr)
-		}
-	}()
-	tick := time.NewTicker(syncEvery)
-	defer tick.Stop()
-	waiting := map[int64]Row{}
+// admit goes through the pictures in the order of the list and finds duplicates.
+func (r *runner) admit(ctx context.Context, from <-chan *job, ready *shelf, finished chan<- *job) error {
+	waiting := map[int64]*job{}
 	var next int64
-	for {
-		select {
-		case o, ok := <-outcomes:
-			if !ok {
-				return errors.Join(ctx.Err(), r.release())
-			}
-			waiting[o.seq] = o.row
-		case <-tick.C:
-			if err := r.sync(); err != nil {
-				return err
-			}
-			continue
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	for j := range from {
+		waiting[j.seq] = j
 		for {
-			row, ok := waiting[next]
+			j, ok := waiting[next]
 			if !ok {
 				break
 			}
 			delete(waiting, next)
 			next++
-			<-window
-			if err := r.take(row); err != nil {
-				return err
+			if !j.skip {
+				r.originals.judge(&j.row)
 			}
+			if j.skip || j.row.Error != nil || j.row.DuplicateOf != "" {
+				if err := send(ctx, finished, j); err != nil {
+					return err
+				}
+				continue
+			}
+			ready.put(j)
 		}
 	}
+	return ctx.Err()
 }
 
-// take writes a row, or holds it back while it may be one of a run of internal failures.
-func (r *runner) take(row Row) error {
-	if row.Error != nil && row.Error.Kind == KindInternal {
-		r.opts.Logger.Error("picture failed", "path", row.Path, "error", row.Error.Message)
-		r.held = append(r.held, row)
-		if len(r.held) >= maxInternal {
-			return fmt.Errorf("%d pictures in a row failed inside the model, last %s: %s", len(r.held), row.Path, row.Error.Message)
+// ask puts pictures to the model. An error ends the run: the context's, or that of an engine that is gone.
+func (r *runner) ask(ctx context.Context, ready *shelf, finished chan<- *job) error {
+	for {
+		j, ok := ready.take(ctx)
+		if !ok {
+			return ctx.Err()
 		}
-		return nil
-	}
-	if err := r.release(); err != nil {
-		return err
-	}
-	return r.write(row)
-}
-
-// release writes the rows held back.
-func (r *runner) release() error {
-	held := r.held
-	r.held = nil
-	for _, row := range held {
-		if err := r.write(row); err != nil {
+		task := row.Task{Key: j.key, ID: j.row.ID, Source: j.item.Path, Data: j.data, Tiles: j.tiles, Ref: j.item.Ref}
+		if j.data != nil {
+			task.Ref = ""
+		}
+		answer, done, err := r.answerer.Answer(ctx, task)
+		if err != nil {
+			return err
+		}
+		j.done = done
+		r.fill(&j.row, answer)
+		if err := send(ctx, finished, j); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
-func (r *runner) write(row Row) error {
-	line, err := row.encode()
-	if err != nil {
-		return err
+// fill takes an answer into its row.
+func (r *runner) fill(to *Row, a *row.Answer) {
+	to.MS += a.MS
+	if a.Read != nil {
+		to.SHA256, to.Width, to.Height, to.PHash = a.Read.SHA256, a.Read.Width, a.Read.Height, a.Read.PHash
 	}
-	if err := r.out.Append(line); err != nil {
-		return err
+	if to.Error = a.Error; a.Error != nil || len(a.Captions) == 0 {
+		return
 	}
-	r.unsynced++
-	r.summary.Written++
-	r.summary.Tokens += int64(row.Tokens)
-	if row.Error != nil {
-		r.summary.Failed++
-		r.summary.Errors[row.Error.Kind]++
-	}
-	if r.unsynced >= syncRows || time.Since(r.synced) >= syncEvery {
-		if err := r.sync(); err != nil {
-			return err
+	to.Caption = a.Captions[0].Caption
+	var logprob float64
+	for i := range a.Captions {
+		if a.Captions[i].Logprob != nil && r.opts.Logprob {
+			logprob += *a.Captions[i].Logprob
+			to.Logprob = &logprob
+		} else {
+			a.Captions[i].Logprob = nil
 		}
+		to.Tokens += a.Captions[i].Tokens
 	}
-	if r.opts.Progress != nil {
-		r.opts.Progress(Progress{
-			Total: r.total.Load(), Done: r.summary.Written, Skipped: r.skipped.Load(), Failed: r.summary.Failed,
-			Tokens: r.summary.Tokens, Elapsed: time.Since(r.start),
-		})
+	if len(a.Captions) > 1 {
+		to.Captions = a.Captions
 	}
-	return nil
+	to.Embedding, to.ITM = a.Embedding, a.ITM
 }
 
-func (r *runner) sync() error {
-	r.unsynced, r.synced = 0, time.Now()
-	return r.out.Sync()
+// errInternal wraps what ends a run of pictures that fail inside the model.
+var errInternal = errors.New("pictures in a row failed inside the model")
+
+func internalError(n int, last *Row) error {
+	return fmt.Errorf("%d %w, last %s: %s", n, errInternal, last.Path, last.Error.Message)
 }

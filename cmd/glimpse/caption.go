@@ -4,16 +4,25 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"math"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
 	"glimpse/batch"
+	htmlreport "glimpse/batch/report"
+	"glimpse/batch/row"
+	"glimpse/batch/sink"
+	"glimpse/batch/source"
 	"glimpse/engine"
+	"glimpse/manifest"
 	"glimpse/preprocess"
 
 	"github.com/spf13/cobra"
@@ -23,22 +32,53 @@ import (
 // CaptionOptions are the flags of caption.
 type CaptionOptions struct {
 	ModelOptions
-	Out       string
-	Prompt    string
-	MaxTokens int
-	Parallel  int
-	NoEXIF    bool
-	Quiet     bool
+	QueueOptions
+	Out          string
+	Format       string
+	PartRows     int
+	OnExisting   string
+	Prompts      []string
+	MaxTokens    int
+	Parallel     int
+	NoEXIF       bool
+	Source       source.Options
+	Dedupe       string
+	Distance     int
+	NoPHash      bool
+	NoLogprob    bool
+	Embedding    bool
+	ITM          bool
+	Reproducible bool
+	Report       string
+	Quiet        bool
 }
 
 // AddFlags adds the flags.
 func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
-	f.StringVarP(&o.Out, "out", "o", "", "`file` to append rows to (.jsonl); - is standard output")
-	f.StringVar(&o.Prompt, "prompt", "", "what to ask about each picture (default: the model's caption prompt)")
+	o.QueueOptions.AddFlags(f)
+	o.OnExisting, o.Dedupe, o.Source.Kind = sink.Skip, batch.DedupeNone, source.Auto
+	f.StringVarP(&o.Out, "out", "o", "", "a .jsonl `file` to append rows to, or a folder for parts; - is standard output")
+	f.Var(&choice{&o.Format, sink.Formats}, "format", "of the parts in a folder: "+strings.Join(sink.Formats, ", ")+" (default: jsonl)")
+	f.Var(&count{&o.PartRows, 0}, "part-rows", fmt.Sprintf("rows of a part; 0: %d", sink.DefaultPartRows))
+	f.Var(&choice{&o.OnExisting, sink.OnExisting}, "on-existing", "rows that are there already: skip what has one, overwrite them all, append others")
+	f.StringArrayVar(&o.Prompts, "prompt", nil, "what to ask about each picture; may be given several times (default: the model's caption prompt)")
 	f.Var(&count{&o.MaxTokens, 0}, "max-tokens", "tokens of a caption at most; 0: the model's default")
 	f.Var(&count{&o.Parallel, 0}, "parallel", "pictures worked on at once; 0: --slots and a few more, prepared ahead")
 	f.BoolVar(&o.NoEXIF, "no-exif", false, "do not turn pictures upright")
+	f.Var(&choice{&o.Source.Kind, source.Kinds}, "source", "what the inputs are: "+strings.Join(source.Kinds, ", "))
+	f.StringVar(&o.Source.Column, "column", "", "of a table: the `column` with paths or addresses")
+	f.StringVar(&o.Source.BytesColumn, "bytes-column", "", "of a table: the `column` with the pictures themselves (base64 in text)")
+	f.StringVar(&o.Source.IDColumn, "id-column", "", "of a table: the `column` that names the rows")
+	f.StringVar(&o.Source.Root, "root", "", "`folder` of the relative paths in lists and tables")
+	f.Var(&choice{&o.Dedupe, []string{batch.DedupeNone, batch.DedupeExact, batch.DedupeNear}}, "dedupe", "give pictures that were there before a row that names the first: none, exact, near")
+	f.Var(&count{&o.Distance, 0}, "distance", fmt.Sprintf("bits in which the hashes of near duplicates differ at most; 0: %d", batch.DefaultDistance))
+	f.BoolVar(&o.NoPHash, "no-phash", false, "no perceptual hash, which costs decoding every picture once more")
+	f.BoolVar(&o.NoLogprob, "no-logprob", false, "no log-probability of captions")
+	f.BoolVar(&o.Embedding, "embedding", false, "rows with the picture's embedding, for models with such heads")
+	f.BoolVar(&o.ITM, "itm", false, "rows with the score of picture and caption, for models with such heads")
+	f.BoolVar(&o.Reproducible, "reproducible", false, "leave out times and log-probabilities, which differ from run to run in their last digits")
+	f.StringVar(&o.Report, "report", "", "an HTML `file` with counts, histograms, errors and pictures")
 	f.BoolVar(&o.Quiet, "quiet", false, "no progress, only the counts at the end")
 }
 
@@ -46,13 +86,22 @@ func newCaption(a *app) *cobra.Command {
 	var o CaptionOptions
 	cmd := &cobra.Command{
 		Use:   "caption MODEL INPUT... -o OUT",
-		Short: "Captions files, folders and globs to a JSONL file",
-		Long: "Captions every INPUT (a picture, a folder with all below it, or a glob) and appends one JSON row each to OUT, in the\n" +
-			"order of the inputs. Inputs that have a row for this model and prompt are skipped, so an interrupted run is\n" +
-			"finished by running it again. A picture that cannot be captioned is a row with an error, and the exit status is 1.",
-		Example: "  glimpse caption llava/ photos/ -o captions.jsonl",
-		Args:    cobra.MinimumNArgs(2),
+		Short: "Captions folders, lists, tables and shards of pictures, nothing lost",
+		Long: "Captions every INPUT: a picture, a folder with all below it, a glob, a list of paths (.txt), a table (.jsonl, .csv,\n" +
+			".parquet), a WebDataset shard (.tar, .tar.gz, .tar.zst), or - for a list on standard input. OUT is a .jsonl file that\n" +
+			"rows are appended to, or a folder of parts. Inputs that have a row for this model and prompt are skipped, so an\n" +
+			"interrupted run is finished by running it again. A picture that cannot be captioned is a row with an error, and the\n" +
+			"exit status is 1.",
+		Example: "  glimpse caption llava/ photos/ -o captions.jsonl\n" +
+			"  glimpse caption llava/ 'shards/*.tar' -o captions/ --format webdataset --report report.html",
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.Join != "" {
+				return runJoin(cmd.Context(), a, o, args)
+			}
+			if len(args) < 2 {
+				return badInputf("caption: wrong number of arguments (%d); usage: %s", len(args), cmd.UseLine())
+			}
 			return runCaption(cmd.Context(), a, o, args[0], args[1:])
 		},
 	}
@@ -60,34 +109,121 @@ func newCaption(a *app) *cobra.Command {
 	return cmd
 }
 
+// batchOptions are the options of the run, but for what the model and the queue add.
+func (o *CaptionOptions) batchOptions(a *app, inputs []string) batch.Options {
+	b := batch.Options{
+		Inputs: inputs, Source: o.Source, Parallel: o.parallel(), Logger: a.log, Reproducible: o.Reproducible,
+		Sink:   sink.Options{Out: o.Out, Stdout: a.stdout, Format: o.Format, PartRows: o.PartRows, OnExisting: o.OnExisting},
+		Dedupe: o.Dedupe, Distance: cmp.Or(o.Distance, batch.DefaultDistance), PHash: !o.NoPHash,
+	}
+	b.Source.Stdin = os.Stdin
+	b.Ask = batch.Ask{Prompts: o.Prompts, MaxTokens: o.MaxTokens, IgnoreEXIF: o.NoEXIF, Logprob: !o.NoLogprob && !o.Reproducible, Embedding: o.Embedding, ITM: o.ITM}
+	return b
+}
+
+// captionTools are what the batch needs done to pictures. m may be nil: then tiles are not known.
+func captionTools(o ModelOptions, m *manifest.Manifest) batch.Tools {
+	limits := preprocess.Limits{MaxPixels: int64(o.MaxPixels)}
+	var recipe preprocess.Recipe
+	if m != nil && m.Picture != nil {
+		recipe, _ = preprocess.NewRecipe(*m.Picture, preprocess.Options{}) // one that is wrong does not open either
+	}
+	return batch.Tools{
+		Inspect: func(data []byte, ignoreEXIF bool) (batch.Look, error) {
+			info, err := preprocess.Header(bytes.NewReader(data))
+			if err != nil {
+				return batch.Look{}, err
+			}
+			look := batch.Look{Width: info.Width, Height: info.Height}
+			if !ignoreEXIF {
+				look.Width, look.Height = info.Upright()
+			}
+			if recipe != nil {
+				if layout, err := recipe.Layout(look.Width, look.Height); err == nil {
+					look.Tiles = layout.Tiles
+				}
+			}
+			return look, nil
+		},
+		Decode: func(ctx context.Context, data []byte, ignoreEXIF bool) (*batch.Pixels, error) {
+			rgb, err := preprocess.Decode(ctx, data, preprocess.DecodeOptions{Limits: limits, IgnoreEXIF: ignoreEXIF})
+			if err != nil {
+				return nil, err
+			}
+			return &batch.Pixels{Pix: rgb.Pix, Width: rgb.Width, Height: rgb.Height}, nil
+		},
+		PictureKind: func(err error) string { return string(preprocess.KindOf(err)) },
+	}
+}
+
 func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inputs []string) error {
 	if o.Out == "" {
-		return badInputf("caption: where to? name a .jsonl file with -o, or - for standard output")
+		return badInputf("caption: where to? name a .jsonl file or a folder with -o, or - for standard output")
 	}
-	if _, err := batch.NewSource(inputs); err != nil {
-		return err // before a model is loaded for nothing
+	m, err := manifest.Read(model)
+	if err != nil {
+		return badInput(err)
 	}
-	return a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) error {
-		m := a.newMeter("caption", unitPictures)
-		summary, err := batch.Caption(ctx, e, batch.Options{
-			Inputs: inputs, Out: o.Out, Prompt: o.Prompt, MaxTokens: o.MaxTokens, IgnoreEXIF: o.NoEXIF, Parallel: o.parallel(),
-			Measure: measure, PictureKind: func(err error) string { return string(preprocess.KindOf(err)) },
-			Stdout: a.stdout, Logger: a.log,
-			Progress: func(p batch.Progress) {
-				if !o.Quiet {
-					m.update(p.Done+p.Skipped, p.Total, p.Skipped, captionNote(p))
-				}
-			},
-		})
-		m.close()
-		if err == nil || summary.Written+summary.Skipped > 0 {
-			fmt.Fprintf(a.stderr, "caption: %s\n", captionCounts(summary))
-		}
-		if err == nil && summary.Failed+summary.FailedBefore > 0 {
-			return errFound
-		}
+	b := o.batchOptions(a, inputs)
+	b.Tools = captionTools(o.ModelOptions, m)
+	if err := a.openStore(ctx, &b, inputs); err != nil {
 		return err
-	})
+	}
+	if _, err := source.New(inputs, b.Source); err != nil {
+		return badInput(err) // before a model is loaded for nothing
+	}
+	if b.Ask.ModelHash, err = batch.HashFolder(model); err != nil {
+		return badInput(err)
+	}
+	page, err := o.openReport(&b)
+	if err != nil {
+		return err
+	}
+	meter := a.newMeter("caption", unitPictures)
+	b.Progress = func(p batch.Progress) {
+		if !o.Quiet {
+			meter.update(p.Done+p.Skipped, p.Total, p.Skipped, captionNote(p))
+		}
+	}
+	summary := &batch.Summary{}
+	if o.Queue != "" {
+		summary, err = o.publish(ctx, a, model, m, b)
+	} else {
+		err = a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) (err error) {
+			summary, err = batch.Caption(ctx, e, b)
+			return err
+		})
+	}
+	meter.close()
+	if err == nil || summary.Written+summary.Skipped > 0 {
+		fmt.Fprintf(a.stderr, "caption: %s\n", captionCounts(summary))
+	}
+	err = errors.Join(err, page.Close(summaryOf(summary, o.Out, model, b)))
+	if err == nil && summary.Failed+summary.FailedBefore > 0 {
+		return errFound
+	}
+	return err
+}
+
+// openReport sets up the page that --report asks for; without one it is nil.
+func (o *CaptionOptions) openReport(b *batch.Options) (*htmlreport.Page, error) {
+	if o.Report == "" {
+		return nil, nil
+	}
+	page, err := htmlreport.Create(o.Report)
+	if err != nil {
+		return nil, badInput(err)
+	}
+	b.Watch = page.Add
+	b.Thumbnail = func(key row.Key, p *batch.Pixels) []byte { return page.Thumbnail(key, p.Pix, p.Width, p.Height) }
+	return page, nil
+}
+
+func summaryOf(s *batch.Summary, out, model string, b batch.Options) htmlreport.Summary {
+	return htmlreport.Summary{
+		Out: out, Model: model, ModelHash: b.Ask.ModelHash, Prompts: b.Ask.Prompts, Written: s.Written, Failed: s.Failed, Duplicates: s.Duplicates,
+		Skipped: s.Skipped, FailedBefore: s.FailedBefore, Tokens: s.Tokens, Errors: s.Errors, Idle: s.Idle, Elapsed: s.Elapsed,
+	}
 }
 
 // parallel is how many pictures are worked on at once: one a slot, and enough to prepare the next ones meanwhile.
@@ -96,19 +232,6 @@ func (o *CaptionOptions) parallel() int {
 		return o.Parallel
 	}
 	return o.Slots + min(o.Slots, runtime.NumCPU())
-}
-
-// measure reads a picture's size from its header.
-func measure(data []byte, ignoreEXIF bool) (width, height int, err error) {
-	info, err := preprocess.Header(bytes.NewReader(data))
-	if err != nil {
-		return 0, 0, err
-	}
-	if ignoreEXIF {
-		return info.Width, info.Height, nil
-	}
-	width, height = info.Upright()
-	return width, height, nil
 }
 
 func captionNote(p batch.Progress) string {
@@ -138,9 +261,12 @@ func captionCounts(s *batch.Summary) string {
 		}
 		text += " (" + strings.Join(kinds, ", ") + ")"
 	}
+	if s.Duplicates > 0 {
+		text += fmt.Sprintf(", %d duplicates", s.Duplicates)
+	}
 	text += ", " + s.Elapsed.Round(100*time.Millisecond).String()
 	if seconds := s.Elapsed.Seconds(); s.Written > 0 && seconds > 0 {
-		text += fmt.Sprintf(", %.1f pictures/s", float64(s.Written)/seconds)
+		text += fmt.Sprintf(", %.1f pictures/s, model idle %.0f%%", float64(s.Written)/seconds, math.Ceil(100*s.Idle))
 	}
 	return text
 }

@@ -1,4 +1,4 @@
-package batch
+package source
 
 import (
 	"context"
@@ -11,9 +11,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+func write(t testing.TB, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func itemsOf(t *testing.T, dir string, inputs ...string) []string {
 	t.Helper()
-	s, err := NewSource(inputs)
+	s, err := New(inputs, Options{MaxBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +39,7 @@ func itemsOf(t *testing.T, dir string, inputs ...string) []string {
 
 func TestSourceOrder(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"b.png", "a.JPG", "sub/c.webp", "sub/deep/d.gif", "notes.txt", ".hidden.png", ".cache/e.png", "z.tiff", "[x].bmp"} {
+	for _, name := range []string{"b.png", "a.JPG", "sub/c.webp", "sub/deep/d.gif", "notes.bin", ".hidden.png", ".cache/e.png", "z.tiff", "[x].bmp"} {
 		write(t, filepath.Join(dir, name), name)
 	}
 	for _, tc := range []struct {
@@ -38,10 +48,12 @@ func TestSourceOrder(t *testing.T) {
 		want   []string
 	}{
 		{"folder", []string{dir}, []string{"[x].bmp", "a.JPG", "b.png", "sub/c.webp", "sub/deep/d.gif", "z.tiff"}},
-		{"files keep their order and any name", []string{dir + "/notes.txt", dir + "/a.JPG"}, []string{"notes.txt", "a.JPG"}},
+		{"files keep their order and any name", []string{dir + "/notes.bin", dir + "/a.JPG"}, []string{"notes.bin", "a.JPG"}},
 		{"a name with brackets is a name first", []string{dir + "/[x].bmp"}, []string{"[x].bmp"}},
 		{"glob", []string{dir + "/*.png"}, []string{"b.png"}},
 		{"glob of folders", []string{dir + "/su?"}, []string{"sub/c.webp", "sub/deep/d.gif"}},
+		{"deep glob", []string{dir + "/**/*.gif"}, []string{"sub/deep/d.gif"}},
+		{"deep glob from the top", []string{dir + "/**/*.[wp]*"}, []string{"b.png", "sub/c.webp"}},
 		{"repeated and unclean", []string{dir + "/./b.png", dir + "/b.png"}, []string{"b.png", "b.png"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -54,7 +66,7 @@ func TestSourceOrder(t *testing.T) {
 
 func TestSourceNamesEveryMissingInput(t *testing.T) {
 	dir := t.TempDir()
-	_, err := NewSource([]string{dir, dir + "/one.png", dir + "/*.jpg", dir + "/[.png"})
+	_, err := New([]string{dir, dir + "/one.png", dir + "/*.jpg", dir + "/[.png"}, Options{})
 	if !errors.Is(err, ErrInput) {
 		t.Fatalf("error %v", err)
 	}
@@ -63,7 +75,7 @@ func TestSourceNamesEveryMissingInput(t *testing.T) {
 			t.Errorf("%q does not name %s", err, part)
 		}
 	}
-	if _, err := NewSource(nil); !errors.Is(err, ErrInput) {
+	if _, err := New(nil, Options{}); !errors.Is(err, ErrInput) {
 		t.Fatalf("no inputs: %v", err)
 	}
 }
@@ -79,7 +91,7 @@ func TestSourceUnreadableFolderIsAnItem(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Chmod(filepath.Join(dir, "shut"), 0o755) })
-	s, err := NewSource([]string{dir})
+	s, err := New([]string{dir}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +111,6 @@ func TestSourceUnreadableFolderIsAnItem(t *testing.T) {
 func TestNamesThatAreNotUTF8StayApart(t *testing.T) {
 	a, b := newItem("x/\xff.png", nil), newItem("x/\xfe.png", nil)
 	if a.ID != `x/\xff.png` || b.ID != `x/\xfe.png` || a.Path != "x/\xff.png" {
-		t.Fatalf("%q %q", a, b)
+		t.Fatalf("%+v %+v", a, b)
 	}
 }

@@ -1,13 +1,27 @@
-package batch
+package sink
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"glimpse/batch/row"
 )
+
+func open(path string) (Output, error) {
+	return Open(context.Background(), Options{Out: path, Format: JSONL})
+}
+
+func write(t testing.TB, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
 
 const goodLine = `{"id":"a.png","path":"a.png","caption":"x","prompt":"p","model":"m","width":1,"height":1,"tokens":1,"ms":1}` + "\n"
 
@@ -26,7 +40,7 @@ func TestForeignFilesAreNotTouched(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "out.jsonl")
 			write(t, path, content)
-			_, _, err := openSink(path, nil)
+			_, err := open(path)
 			if !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), path) {
 				t.Fatalf("error %v", err)
 			}
@@ -39,17 +53,17 @@ func TestForeignFilesAreNotTouched(t *testing.T) {
 
 func TestOutputIsLocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "out.jsonl")
-	first, _, err := openSink(path, nil)
+	first, err := open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := openSink(path, nil); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "another run") {
+	if _, err := open(path); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "another run") {
 		t.Fatalf("second open: %v", err)
 	}
 	if err := errors.Join(first.Close(), first.Close()); err != nil {
 		t.Fatal(err)
 	}
-	again, _, err := openSink(path, nil)
+	again, err := open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,8 +72,9 @@ func TestOutputIsLocked(t *testing.T) {
 
 func TestOutputThatCannotBe(t *testing.T) {
 	dir := t.TempDir()
-	for _, path := range []string{dir, filepath.Join(dir, "no", "such", "folder.jsonl")} {
-		if _, _, err := openSink(path, nil); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), path) {
+	write(t, filepath.Join(dir, "part-00000.csv"), "a stranger's")
+	for _, path := range []string{dir, filepath.Join(dir, "no", "such", "folder.jsonl"), filepath.Join(dir, "rows.csv"), filepath.Join(dir, "part-00000.csv")} {
+		if _, err := open(path); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -70,7 +85,8 @@ func FuzzReadRows(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		done, end, err := readRows(bytes.NewReader(raw))
+		done := 0
+		end, err := readRows(bytes.NewReader(raw), func(*row.Row) error { done++; return nil })
 		if err != nil {
 			return
 		}
@@ -78,8 +94,8 @@ func FuzzReadRows(f *testing.F) {
 		if len(kept) > 0 && kept[len(kept)-1] != '\n' {
 			t.Fatalf("kept half a line: %q", kept)
 		}
-		if n := bytes.Count(kept, []byte("\n")); len(done) > n {
-			t.Fatalf("%d keys from %d lines", len(done), n)
+		if n := bytes.Count(kept, []byte("\n")); done != n {
+			t.Fatalf("%d rows from %d lines", done, n)
 		}
 		if bytes.ContainsRune(raw[end:], '\n') {
 			t.Fatalf("would cut a whole line: %q", raw[end:])

@@ -35,7 +35,7 @@ func (internVL) Parts(json.RawMessage) map[string]string { return nil }
 func (f internVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) {
 	c := internVLConfig{Downsample: 0.5, ImageToken: 151667, ProjectorAct: "gelu", FeatureLayer: -1, Select: "default"}
 	decode(r.Config, &c, "config.json", t)
-	vision, ok := decodeInternViT(c.VisionConfig, "config.json vision_config", t)
+	vision, ok := decodeInternViT(c.VisionConfig, t)
 	text, good := decodeLlama(c.TextConfig, "config.json text_config", t)
 	if !ok || !good {
 		return nil, nil

@@ -107,7 +107,7 @@ func openSource(ctx context.Context, path string, planOnly bool) (s *source, err
 		return s, fmt.Errorf("convert %s: %w", path, err)
 	}
 	merged := map[string]checkpoint.Inventory{"": inventory}
-	for name, reference := range s.family.Parts(s.release.Config) {
+	for name, reference := range families.PartsOf(s.family, s.head, s.release.Config) {
 		at, err := locatePart(main, name, reference, given.Parts)
 		if err != nil {
 			return s, fmt.Errorf("convert %s: %w", path, err)
@@ -234,7 +234,7 @@ func sideFiles(r *families.Release) []struct {
 }
 
 // extraFiles are further files of releases that a family may ask for.
-var extraFiles = []string{"video_preprocessor_config.json", "qformer_tokenizer/tokenizer.json"}
+var extraFiles = []string{"video_preprocessor_config.json", "qformer_tokenizer/tokenizer.json", "qwen.tiktoken"}
 
 // readRelease reads the side files of a checkpoint folder and lists those that were there.
 func readRelease(folder string) (*families.Release, []checkpoint.File, error) {

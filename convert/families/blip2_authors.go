@@ -67,6 +67,11 @@ func lavisToHub(name string) string {
 
 func (f blip2Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) {
 	t.Rename(lavisToHub)
+	for name := range r.Options {
+		if !strings.Contains(" vision_layers vision_heads qformer_heads ", " "+name+" ") {
+			t.Problem("options."+name, "is not known; there are vision_layers, vision_heads and qformer_heads")
+		}
+	}
 	config, err := f.config(r, t)
 	if err != nil {
 		return nil, err
@@ -105,11 +110,6 @@ func (f blip2Authors) config(r *Release, t *blocks.Tensors) (json.RawMessage, er
 			return n
 		}
 		return otherwise
-	}
-	for name := range r.Options {
-		if !strings.Contains(" vision_layers vision_heads qformer_heads ", " "+name+" ") {
-			t.Problem("options."+name, "is not known; there are vision_layers, vision_heads and qformer_heads")
-		}
 	}
 	const eva, former = "vision_model.", "qformer.encoder.layer."
 	hidden, patch := t.Dim(eva+"embeddings.class_embedding", 2), t.Dim(eva+"embeddings.patch_embedding.weight", 2)

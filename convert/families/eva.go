@@ -24,7 +24,8 @@ type evaVision struct {
 	LayerNormEps     float64 `json:"layer_norm_eps"`
 	QKVBias          bool    `json:"qkv_bias"`
 
-	finalEps float64 // of the norm behind the tower; 0: LayerNormEps
+	rawOutput bool    // also give the rows before the final norm, as vit_output
+	finalEps  float64 // of the norm behind the tower; 0: LayerNormEps
 }
 
 func decodeEVA(raw json.RawMessage, t *blocks.Tensors) (evaVision, bool) {
@@ -62,6 +63,9 @@ func (c evaVision) build(b *blocks.Builder, prefix string) {
 	})
 	for i := range c.Layers {
 		b.Scope(fmt.Sprintf("layers.%d", i), func() { x = c.layer(b, fmt.Sprintf("%sencoder.layers.%d.", prefix, i), x, int(i)) })
+	}
+	if c.rawOutput {
+		b.Output("vit_output", b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, n, h)}), onnx.Float, onnx.Free("tiles"), onnx.Fixed(n), onnx.Fixed(h))
 	}
 	eps := c.LayerNormEps
 	if c.finalEps != 0 {

@@ -84,6 +84,19 @@ type Family interface {
 	Plan(release *Release, tensors *blocks.Tensors, opts Options) (*Plan, error)
 }
 
+// PartChooser is a Family whose parts depend on which of them are given.
+type PartChooser interface {
+	PartsFor(head Head) map[string]string
+}
+
+// PartsOf names the other checkpoints that a release of the family needs.
+func PartsOf(f Family, head Head, config json.RawMessage) map[string]string {
+	if c, ok := f.(PartChooser); ok {
+		return c.PartsFor(head)
+	}
+	return f.Parts(config)
+}
+
 // Head is what families are told apart by.
 type Head struct {
 	ModelType     string   `json:"model_type"`
@@ -105,8 +118,8 @@ func (h Head) Is(architecture string) bool {
 }
 
 // all lists the families; a new one is added here and nowhere else.
-var all = []Family{blip2Authors{}, llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, llavaNext{}, llavaOneVision{}, smolVLM{},
-	qwenVLs[0], qwenVLs[1], qwenVLs[2]}
+var all = []Family{blip2Authors{}, videoLLaMA{}, llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, internVLAuthors{}, llavaNext{}, llavaOneVision{}, smolVLM{},
+	qwenVLs[0], qwenVLs[1], qwenVLs[2], qwenOriginal{}}
 
 // UnknownError says that no family takes a configuration.
 type UnknownError struct{ Head Head }

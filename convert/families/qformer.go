@@ -129,6 +129,23 @@ func (c qformer) queriesOnly(b *blocks.Builder, prefix, queryTensor, norm string
 	return x
 }
 
+// overMemory runs the Q-Former's queries over memory [batch, rows, encoder_hidden_size] of any length and returns
+// [batch, queries, hidden_size].
+func (c qformer) overMemory(b *blocks.Builder, prefix, queryTensor, norm string, memory *onnx.Value) *onnx.Value {
+	x := b.LayerNormAt("layernorm", norm, c.queryRows(b, queryTensor, memory), c.HiddenSize, c.LayerNormEps)
+	for i := range c.Layers {
+		b.Scope(fmt.Sprintf("layer.%d", i), func() {
+			layer := fmt.Sprintf("%sencoder.layer.%d.", prefix, i)
+			x = c.attention(b, layer+"attention.", "attention", x, x, blocks.Heads{}, c.HiddenSize, int(i))
+			if i%c.CrossEvery == 0 {
+				x = c.attention(b, layer+"crossattention.", "crossattention", x, memory, blocks.Heads{}, c.EncoderSize, int(i))
+			}
+			x = c.feedForward(b, layer, "_query", x, int(i), true)
+		})
+	}
+	return x
+}
+
 // withText runs the Q-Former over the learned queries and a text side by side. It returns
 // [batch, queries + text_tokens, hidden_size]. The first queries rows are the queries.
 //

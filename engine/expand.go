@@ -3,10 +3,13 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 
 	"glimpse/preprocess"
+	"glimpse/tokenizer"
 )
 
 // maxFrames bounds the frames of one video, before any is looked at: the context bounds them too, but later.
@@ -144,6 +147,34 @@ func (p *prompter) expandVideo(b *strings.Builder, frames []placed) {
 		b.WriteString(strings.Repeat(token, f.layout.Tokens))
 		b.WriteString(p.prompt.FrameSuffix)
 	}
+}
+
+// encodePieces returns the ids of an expanded text. Where prompt.apart says so, each stretch between image tokens is
+// tokenized by itself; an empty one has no tokens, and special tokens go around the first alone.
+func (p *prompter) encodePieces(plan *promptPlan, text string) ([]int32, error) {
+	if !p.prompt.Apart || p.prompt.ImageToken == "" {
+		return p.encodeText(plan, text)
+	}
+	pieces := strings.Split(text, p.prompt.ImageToken)
+	ids, err := p.encodeText(plan, pieces[0])
+	if err != nil {
+		return nil, err
+	}
+	for _, piece := range pieces[1:] {
+		ids = append(ids, int32(p.tokens.Image))
+		if piece == "" {
+			continue
+		}
+		more, err := plan.shield.Encode(piece, false)
+		switch {
+		case errors.Is(err, tokenizer.ErrNUL):
+			return nil, badRequest("messages", CodeInvalid, err, "the prompt: %v", err)
+		case err != nil:
+			return nil, fmt.Errorf("encode the prompt: %w", err)
+		}
+		ids = append(ids, more...)
+	}
+	return ids, nil
 }
 
 // numbered replaces names by numbers in a text of the manifest.

@@ -293,7 +293,7 @@ func (p *prompter) encode(plan *promptPlan, list []placed) ([]int32, error) {
 	if len(list) > 0 {
 		text = p.expand(text, list)
 	}
-	ids, err := p.encodeText(plan, text)
+	ids, err := p.encodePieces(plan, text)
 	if err != nil {
 		return nil, err
 	}

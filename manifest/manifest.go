@@ -115,6 +115,7 @@ type Picture struct {
 	TokensPerTile int `toml:"tokens_per_tile"`
 
 	Resample   string    `toml:"resample"`             // nearest, box, bilinear, hamming, bicubic, lanczos: Pillow's filters
+	Passes     string    `toml:"passes,omitempty"`     // empty: columns first, then rows; "work": rows first where that is less work, as Pillow 13
 	Height     int       `toml:"height"`               // of pixel_values
 	Width      int       `toml:"width"`                // of pixel_values
 	ShortEdge  int       `toml:"short_edge,omitzero"`  // "clip": the shorter edge after the resize, before the crop
@@ -159,6 +160,9 @@ type Prompt struct {
 	ImageToken string `toml:"image_token"`
 	Prefix     string `toml:"prefix,omitempty"`
 	Suffix     string `toml:"suffix,omitempty"`
+	// Apart says that the texts between pictures are tokenized each by itself, as if it began the prompt, but for special
+	// tokens. Otherwise the whole prompt is tokenized at once.
+	Apart bool `toml:"apart,omitempty"`
 	// TilePrefix is the text before a tile; {row} and {column} in it are its place, counted from 1.
 	TilePrefix  string `toml:"tile_prefix,omitempty"`
 	RowSuffix   string `toml:"row_suffix,omitempty"`

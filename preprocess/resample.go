@@ -10,15 +10,17 @@ type Filter struct {
 	name    string
 	support float64 // radius at scale 1
 	kernel  func(x float64) float64
+
+	tallFirst bool // the passes are swapped for tall pictures; see verticalFirst
 }
 
 // Pillow's separable filters. Bicubic is Keys' with a = -0.5 (not OpenCV's and torch's -0.75); Lanczos has three lobes.
 var (
-	Box      = Filter{"box", 0.5, boxKernel}
-	Bilinear = Filter{"bilinear", 1, bilinearKernel}
-	Hamming  = Filter{"hamming", 1, hammingKernel}
-	Bicubic  = Filter{"bicubic", 2, bicubicKernel}
-	Lanczos  = Filter{"lanczos", 3, lanczosKernel}
+	Box      = Filter{name: "box", support: 0.5, kernel: boxKernel}
+	Bilinear = Filter{name: "bilinear", support: 1, kernel: bilinearKernel}
+	Hamming  = Filter{name: "hamming", support: 1, kernel: hammingKernel}
+	Bicubic  = Filter{name: "bicubic", support: 2, kernel: bicubicKernel}
+	Lanczos  = Filter{name: "lanczos", support: 3, kernel: lanczosKernel}
 )
 
 var filters = []Filter{Box, Bilinear, Hamming, Bicubic, Lanczos}

@@ -75,6 +75,9 @@ func resizeOf(c canvas, width, height int, filter Filter) *resampling {
 
 // window returns the pixels of the result inside r, which must lie within it.
 func (s *resampling) window(r image.Rectangle) *RGB {
+	if s.verticalFirst() {
+		return s.transposed().window(image.Rect(r.Min.Y, r.Min.X, r.Max.Y, r.Max.X)).transposed()
+	}
 	c := &s.canvas
 	horizontal := s.width != c.width || s.box[0] != 0 || s.box[2] != float32(s.width)
 	vertical := s.height != c.height || s.box[1] != 0 || s.box[3] != float32(s.height)
@@ -106,6 +109,36 @@ func (s *resampling) window(r image.Rectangle) *RGB {
 			blendRows(out.Row(y), sums, lines[first:first+len(k)], k)
 		}
 	})
+	return out
+}
+
+// verticalFirst reports whether the filter swaps the passes for this picture: since release 13 Pillow does where the height
+// loses more than twice as many pixels as the width.
+func (s *resampling) verticalFirst() bool {
+	lost := s.canvas.height - s.height
+	return s.filter.tallFirst && lost > 0 && lost > 2*(s.canvas.width-s.width)
+}
+
+// transposed is the same resampling with rows as columns, so that its horizontal pass is the vertical one of s.
+func (s *resampling) transposed() *resampling {
+	c := s.canvas
+	filter := s.filter
+	filter.tallFirst = false
+	return &resampling{
+		canvas: canvas{picture: c.picture.transposed(), width: c.height, height: c.width, left: c.top, top: c.left, background: c.background},
+		box:    [4]float32{s.box[1], s.box[0], s.box[3], s.box[2]}, width: s.height, height: s.width, filter: filter,
+	}
+}
+
+// transposed swaps rows and columns.
+func (p *RGB) transposed() *RGB {
+	out := NewRGB(p.Height, p.Width)
+	for y := range p.Height {
+		row := p.Row(y)
+		for x := range p.Width {
+			copy(out.Row(x)[3*y:3*y+3], row[3*x:3*x+3])
+		}
+	}
 	return out
 }
 

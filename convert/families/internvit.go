@@ -34,6 +34,9 @@ type internViT struct {
 	LayerScale       *float64 `json:"layer_scale_init_value"` // an initial value: the trained scales are stored
 	// What the authors' saves repeat of training, and of experts that UseMoE would turn on.
 	Dropped
+
+	// inputSize is the side of pixel_values where it is not ImageSize, for which the position table was trained.
+	inputSize int64
 }
 
 // Dropped are keys of the authors' vision configurations that say nothing about inference.
@@ -75,10 +78,9 @@ func (e *edge) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-func decodeInternViT(raw json.RawMessage, t *blocks.Tensors) (internViT, bool) {
+func decodeInternViT(raw json.RawMessage, where string, t *blocks.Tensors) (internViT, bool) {
 	c := internViT{HiddenSize: 3200, IntermediateSize: 12800, Layers: 48, Heads: 25, Channels: 3, ImageSize: 224, PatchSize: 14,
 		HiddenAct: "gelu", NormEps: 1e-6, NormType: "rms_norm"}
-	where := "config.json vision_config"
 	var head Head
 	if json.Unmarshal(raw, &head) == nil && head.ModelType == "internvl_vision" {
 		c.HiddenSize, c.IntermediateSize, c.Layers, c.Heads, c.ImageSize, c.NormType = 1024, 4096, 24, 16, 448, "layer_norm"
@@ -106,8 +108,28 @@ func decodeInternViT(raw json.RawMessage, t *blocks.Tensors) (internViT, bool) {
 	return c, ok
 }
 
-func (c internViT) grid() int64   { return int64(c.ImageSize) / int64(c.PatchSize) }
+// size is the side of pixel_values.
+func (c internViT) size() int64 {
+	if c.inputSize != 0 {
+		return c.inputSize
+	}
+	return int64(c.ImageSize)
+}
+
+func (c internViT) grid() int64   { return c.size() / int64(c.PatchSize) }
 func (c internViT) tokens() int64 { return c.grid()*c.grid() + 1 }
+
+// positions is the position table, resized to the grid of the input where it was trained for another.
+func (c internViT) positions(t *blocks.Tensors, name string) blocks.Weight {
+	stored := int64(c.ImageSize) / int64(c.PatchSize)
+	table := t.Weight(name, 1, stored*stored+1, c.HiddenSize)
+	if stored == c.grid() {
+		return table
+	}
+	rows := table.Reshape(stored*stored+1, c.HiddenSize)
+	grid := rows.Rows(1, stored*stored+1).ResizedGrid(stored, c.grid())
+	return blocks.ConcatRows(rows.Rows(0, 1), grid).Reshape(1, c.tokens(), c.HiddenSize)
+}
 
 // qkvBias and qkNorm read whichever of the two names is set; both are off by default.
 func (c internViT) qkvBias() bool {
@@ -142,7 +164,7 @@ var (
 // build adds the tower from pixel_values to the output of layer last−1, [tiles·tokens, hidden_size] rows with the class
 // token first. Neither release stores or runs a norm behind it. Layers from last on are stored and never run.
 func (c internViT) build(b *blocks.Builder, prefix string, names internNames, pixels *onnx.Value, last int64) *onnx.Value {
-	t, h, p, n := b.Tensors, c.HiddenSize, int64(c.PatchSize), c.tokens()
+	t, h, p := b.Tensors, c.HiddenSize, int64(c.PatchSize)
 	var x *onnx.Value
 	b.Scope("embeddings", func() {
 		kernel := b.Param("patch_embedding", t.Weight(prefix+names.patch+".weight", h, c.Channels, p, p))
@@ -151,7 +173,7 @@ func (c internViT) build(b *blocks.Builder, prefix string, names internNames, pi
 		x = b.Op("Transpose", []*onnx.Value{b.Op("Reshape", []*onnx.Value{x, b.Ints1(0, h, -1)})}, onnx.Ints("perm", 0, 2, 1))
 		class := b.Repeat(b.Param("class_embedding", t.Weight(prefix+names.class, 1, 1, h)), pixels, 1, h)
 		x = b.Op("Concat", []*onnx.Value{class, x}, onnx.Int("axis", 1))
-		x = b.Op("Add", []*onnx.Value{x, b.Param("position_embedding", t.Weight(prefix+names.position, 1, n, h))})
+		x = b.Op("Add", []*onnx.Value{x, b.Param("position_embedding", c.positions(t, prefix+names.position))})
 		x = b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, h)})
 	})
 	for i := range last {

@@ -1,6 +1,5 @@
 // InternVL chat models (Chen et al. 2024): InternViT, pixel shuffle, a two-layer MLP, and a Qwen2, LLaMA or InternLM2
-// decoder. As released on the hub (transformers' InternVLForConditionalGeneration) and as the authors released them
-// (InternVLChatModel: InternVL-Chat-V1-1/1-5, 2, 2.5, 3).
+// decoder. As released on the hub: transformers' InternVLForConditionalGeneration.
 
 package families
 
@@ -35,7 +34,7 @@ func (internVL) Parts(json.RawMessage) map[string]string { return nil }
 func (f internVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) {
 	c := internVLConfig{Downsample: 0.5, ImageToken: 151667, ProjectorAct: "gelu", FeatureLayer: -1, Select: "default"}
 	decode(r.Config, &c, "config.json", t)
-	vision, ok := decodeInternViT(c.VisionConfig, t)
+	vision, ok := decodeInternViT(c.VisionConfig, "config.json vision_config", t)
 	text, good := decodeLlama(c.TextConfig, "config.json text_config", t)
 	if !ok || !good {
 		return nil, nil
@@ -46,7 +45,7 @@ func (f internVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, erro
 	if c.Select != "default" {
 		t.Problem("config.json vision_feature_select_strategy", fmt.Sprintf("is %q where default is due", c.Select))
 	}
-	m := internModel{family: f.Name(), vision: vision, names: internHub, text: text, downsample: c.Downsample, swapBack: true, select_: c.FeatureLayer,
+	m := internModel{family: f.Name(), vision: vision, names: internHub, text: text, textConfig: "config.json text_config", downsample: c.Downsample, swapBack: true, select_: c.FeatureLayer,
 		act: c.ProjectorAct, visionPrefix: t.Prefix("vision_tower.", "model.vision_tower."),
 		projector:  t.Prefix("multi_modal_projector.", "model.multi_modal_projector."),
 		projection: [3]string{"layer_norm", "linear_1", "linear_2"},
@@ -81,6 +80,7 @@ type internModel struct {
 	vision       internViT
 	names        internNames
 	text         llamaConfig
+	textConfig   string     // where the decoder's configuration is
 	fusedText    *internLM2 // the decoder's names where it is InternLM2
 	downsample   float64
 	swapBack     bool  // pixel shuffle "v2": height and width swapped back at the end
@@ -129,7 +129,7 @@ func (m internModel) plan(r *Release, t *blocks.Tensors, opts Options) *Plan {
 	}
 	t.Shared(table, m.text.VocabSize, m.text.HiddenSize)
 	p.Embeddings = &Embeddings{Tensor: table, Rows: m.text.VocabSize, Hidden: m.text.HiddenSize, Scale: 1}
-	p.Manifest.Decoder = m.text.decoder(t, "config.json text_config")
+	p.Manifest.Decoder = m.text.decoder(t, m.textConfig)
 	p.Manifest.Prompt = manifest.Prompt{Expansion: "repeat", Caption: "Describe the image."}
 	r.generation(&p.Manifest, generationConfig{EOS: m.text.EOS, BOS: m.text.BOS, Pad: m.text.Pad}, t)
 	return p
@@ -138,7 +138,7 @@ func (m internModel) plan(r *Release, t *blocks.Tensors, opts Options) *Plan {
 // buildVision is get_image_features up to the pixel shuffle, or with it (shuffleFirst).
 func (m internModel) buildVision(b *blocks.Builder, last int64) {
 	h, n := m.vision.HiddenSize, m.vision.tokens()
-	size := onnx.Fixed(int64(m.vision.ImageSize))
+	size := onnx.Fixed(m.vision.size())
 	pixels := b.Input("pixel_values", onnx.Float, onnx.Free("tiles"), onnx.Fixed(3), size, size)
 	x := m.vision.build(b, m.visionPrefix, m.names, pixels, last)
 	x = b.Op("Reshape", []*onnx.Value{x, b.Ints1(-1, n, h)})

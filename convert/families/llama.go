@@ -31,6 +31,7 @@ type llamaConfig struct {
 	RopeParameters   *ropeScaling `json:"rope_parameters"` // what transformers 5 writes instead of the two above
 	PartialRotary    float64      `json:"partial_rotary_factor"`
 	AttentionBias    bool         `json:"attention_bias"`
+	Bias             bool         `json:"bias"` // InternLM2's name of attention_bias
 	MLPBias          bool         `json:"mlp_bias"`
 	SlidingWindow    *int64       `json:"sliding_window"`
 	UseSliding       *bool        `json:"use_sliding_window"` // Qwen2
@@ -98,8 +99,10 @@ func decodeLlama(raw json.RawMessage, where string, t *blocks.Tensors) (llamaCon
 	case "qwen2":
 		off, window := false, int64(4096)
 		c.VocabSize, c.IntermediateSize, c.MaxPositions, c.UseSliding, c.SlidingWindow, c.MaxWindowLayers = 151936, 22016, 32768, &off, &window, 28
+	case "internlm2":
+		c.VocabSize = 103168
 	default:
-		t.Problem(where+" model_type", fmt.Sprintf("is %q; llama, mistral, qwen2 and qwen3 decoders are supported here", head.ModelType))
+		t.Problem(where+" model_type", fmt.Sprintf("is %q; llama, mistral, qwen2, qwen3 and internlm2 decoders are supported here", head.ModelType))
 		return c, false
 	}
 	if raw != nil {
@@ -109,6 +112,7 @@ func decodeLlama(raw json.RawMessage, where string, t *blocks.Tensors) (llamaCon
 			c.SlidingWindow = nil
 		}
 	}
+	c.AttentionBias = c.AttentionBias || c.Bias
 	return c, c.valid(t, where)
 }
 

@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"glimpse/convert/blocks"
+	"glimpse/manifest"
 )
 
 type llava15Authors struct{}
@@ -17,16 +18,17 @@ type llava15Authors struct{}
 // llavaAuthorsConfig is LlavaConfig of the authors' code: LlamaConfig with mm_ keys.
 type llavaAuthorsConfig struct {
 	llamaConfig
-	AspectRatio   string  `json:"image_aspect_ratio"`
-	MMHiddenSize  int64   `json:"mm_hidden_size"`
-	Projector     string  `json:"mm_projector_type"`
-	SelectFeature string  `json:"mm_vision_select_feature"`
-	SelectLayer   int64   `json:"mm_vision_select_layer"`
-	Tower         string  `json:"mm_vision_tower"`
-	PatchToken    bool    `json:"mm_use_im_patch_token"`
-	StartEnd      bool    `json:"mm_use_im_start_end"`
-	Resampler     *string `json:"mm_resampler_type"`
-	UseProjector  *bool   `json:"use_mm_proj"`
+	AspectRatio   string          `json:"image_aspect_ratio"`
+	MMHiddenSize  int64           `json:"mm_hidden_size"`
+	Projector     string          `json:"mm_projector_type"`
+	SelectFeature string          `json:"mm_vision_select_feature"`
+	SelectLayer   int64           `json:"mm_vision_select_layer"`
+	Tower         string          `json:"mm_vision_tower"`
+	PatchToken    bool            `json:"mm_use_im_patch_token"`
+	StartEnd      bool            `json:"mm_use_im_start_end"`
+	Resampler     *string         `json:"mm_resampler_type"`
+	Pinpoints     json.RawMessage `json:"image_grid_pinpoints"`
+	UseProjector  *bool           `json:"use_mm_proj"`
 	// How the checkpoint was trained; nothing at inference depends on it.
 	ProjectorLR     *float64 `json:"mm_projector_lr"`
 	FreezeAdapter   bool     `json:"freeze_mm_mlp_adapter"`
@@ -40,21 +42,6 @@ type llavaAuthorsConfig struct {
 
 // towerPart is the name of the vision tower among a release's parts.
 const towerPart = "vision_tower"
-
-// llavaV1Template is the conversation the authors run these checkpoints with (conv_llava_v1), as a chat template.
-const llavaV1Template = `A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the human's questions.` +
-	`{% for message in messages %}` +
-	`{% if message['role'] == 'user' %} USER: ` +
-	`{% if message['content'] is string %}{{ message['content'] }}{% else %}` +
-	`{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}` +
-	`{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}` +
-	`{% endif %}` +
-	`{% elif message['role'] == 'assistant' %} ASSISTANT: ` +
-	`{% if message['content'] is string %}{{ message['content'] }}{% else %}` +
-	`{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}` +
-	`{% endif %}</s>` +
-	`{% else %}{{ raise_exception('This conversation has a fixed system text; roles are user and assistant') }}{% endif %}` +
-	`{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}`
 
 func (llava15Authors) Name() string      { return "llava-1.5 (authors)" }
 func (llava15Authors) Match(h Head) bool { return h.Is("LlavaLlamaForCausalLM") }
@@ -79,6 +66,7 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 		what string
 	}{
 		{c.StartEnd, "mm_use_im_start_end", "is true: pictures between start and end tokens are not supported"},
+		{c.Pinpoints != nil && string(c.Pinpoints) != "null", "image_grid_pinpoints", "is set: tiles are not supported in this layout"},
 		{c.Resampler != nil, "mm_resampler_type", "is set: resamplers are not supported"},
 		{c.UseProjector != nil && !*c.UseProjector, "use_mm_proj", "is false: a checkpoint without a projector answers no pictures"},
 	} {
@@ -89,6 +77,11 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	tower := r.Parts[towerPart]
 	if tower == nil {
 		return nil, fmt.Errorf("the vision tower %q is needed and was not given", c.Tower)
+	}
+	var towerHead Head
+	_ = json.Unmarshal(tower.Config, &towerHead) // decoding judges it
+	if towerHead.Is("InternVisionModel") {
+		return internChat10{}.plan(r, c, ok, t, opts)
 	}
 	vision := clipVisionDefaults()
 	decodeTower(tower.Config, &vision, t)
@@ -112,9 +105,16 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	t.Ignore("vision_tower.text_model.*", "vision_tower.visual_projection.weight", "vision_tower.text_projection.weight", "vision_tower.logit_scale")
 
 	p.Manifest.Picture = clipPicture(tower.Preprocessor, int(vision.ImageSize), t)
+	c.aspect(p.Manifest.Picture, t)
+	m.picture(p, t)
+	c.prompt(p, r, llavaV1, t)
+	return p, nil
+}
+
+// aspect is image_aspect_ratio: what is done to pictures that are no squares before CLIP's own steps.
+func (c llavaAuthorsConfig) aspect(pic *manifest.Picture, t *blocks.Tensors) {
 	switch c.AspectRatio {
-	case "pad": // expand2square on the processor's mean colour, then CLIP's own steps
-		pic := p.Manifest.Picture
+	case "pad": // expand2square on the processor's mean colour
 		pic.Recipe = "pad"
 		for _, mean := range pic.Mean {
 			pic.Background = append(pic.Background, int(mean*255))
@@ -123,8 +123,10 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 	default:
 		t.Problem("config.json image_aspect_ratio", fmt.Sprintf("is %q; pad and square are supported", c.AspectRatio))
 	}
-	m.picture(p, t)
+}
 
+// prompt is the authors' tokenizer_image_token: the texts around pictures are tokenized each by itself.
+func (c llavaAuthorsConfig) prompt(p *Plan, r *Release, talk conversation, t *blocks.Tensors) {
 	// The authors' code marks a picture with an id outside of the vocabulary; here it is a special token behind it.
 	image := int(c.VocabSize)
 	tokenizer := r.Tokenizer
@@ -138,13 +140,12 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 		}
 	}
 	p.Manifest.Tokens.Image = image
-	p.Manifest.Prompt.ImageToken, p.Manifest.Prompt.Placeholder = "<image>", "<image>"
+	p.Manifest.Prompt.ImageToken, p.Manifest.Prompt.Placeholder, p.Manifest.Prompt.Apart = "<image>", "<image>", true
 	template := r.template()
 	if template == "" {
-		template = llavaV1Template
+		template = talk.template
 	}
 	r.addText(p, tokenizer, template, t)
-	return p, nil
 }
 
 // decodeTower reads the tower's configuration: a CLIPModel's, with the tower under vision_config, or a bare tower's.

@@ -38,6 +38,9 @@ func planTiny(t *testing.T, set string, precision blocks.Precision) *families.Pl
 	if err != nil {
 		t.Fatal(err)
 	}
+	if parts := family.Parts(r.Config); len(parts) > 0 {
+		cp = withParts(t, r, folder, cp, parts)
+	}
 	tensors := blocks.NewTensors(cp)
 	plan, err := family.Plan(r, tensors, families.Options{Precision: precision})
 	if err != nil {
@@ -47,6 +50,30 @@ func planTiny(t *testing.T, set string, precision blocks.Precision) *families.Pl
 		t.Fatalf("problems: %v", p)
 	}
 	return plan
+}
+
+// withParts opens the checkpoints that a release refers to, which lie inside its folder.
+func withParts(t *testing.T, r *families.Release, folder string, main checkpoint.Checkpoint, parts map[string]string) checkpoint.Checkpoint {
+	t.Helper()
+	all := map[string]checkpoint.Checkpoint{"": main}
+	for name, reference := range parts {
+		at := filepath.Join(folder, filepath.Base(reference))
+		part, err := checkpoint.Open(t.Context(), at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { part.Close() })
+		all[name+"."] = part
+		r.Parts[name] = &families.Release{Name: name}
+		if r.Parts[name].Config, err = os.ReadFile(filepath.Join(at, "config.json")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	merged, err := checkpoint.Merge(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return merged
 }
 
 // TestGraphSnapshots shows a change of a graph in review. Run with -update after an intended one.
@@ -60,6 +87,7 @@ func TestGraphSnapshots(t *testing.T) {
 		{"blip2-itm-tiny", all[:1]}, {"instructblip-tiny", all[:1]},
 		{"internvl3-tiny", all[:1]}, {"llavanext-tiny", all[:1]}, {"llavaonevision-tiny", all[:1]}, {"smolvlm-tiny", all[:1]},
 		{"qwen25vl-tiny", all[:1]}, {"qwen3vl-tiny", all[:1]},
+		{"internvlchat10-tiny", all[:1]}, {"internvlchat11-tiny", all[:1]},
 	} {
 		set := tc.set
 		for _, precision := range tc.precisions {

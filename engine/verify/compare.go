@@ -43,7 +43,7 @@ func sortedArrays(arrays map[string]string) []string {
 	}
 	var names []string
 	for name := range arrays {
-		if name != pixelValues && name != pixelVideos && name != imageSizes {
+		if name != pixelRows && name != pixelValues && name != pixelVideos && name != imageSizes {
 			names = append(names, name)
 		}
 	}
@@ -152,6 +152,9 @@ func (k *checker) comparePixels(have engine.Array, want golden.Array) Row {
 		r.Tolerance = k.c.PixelTolerance()
 		r.OK = r.Tolerance > 0 && d.max <= r.Tolerance && d.mean <= lossyMean
 		r.Note = fmt.Sprintf("JPEG: mean %.3g of %g", d.mean, lossyMean)
+		if r.Tolerance == 0 && k.c.RawTolerance != nil {
+			r.OK = d.mean <= lossyMean // the case says in words that decoders differ, and gives no largest difference
+		}
 		return r
 	}
 	levels := channelLevels(k.engine.Manifest().Picture.Std)

@@ -76,7 +76,11 @@ func (k *checker) request() (engine.Request, error) {
 // messages fills in the case's messages. Pictures and videos are used in their order, and all of them.
 func (k *checker) messages(req *engine.Request, pictures []engine.Picture, videos [][]engine.Picture) error {
 	images, clips := 0, 0
-	for _, m := range k.c.Messages {
+	list, err := k.writtenPictures()
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
 		parts, err := m.Parts()
 		if err != nil {
 			return err

@@ -62,10 +62,12 @@ type Expected struct {
 	PromptText     *string `json:"prompt_text"`
 	InputIDs       []int32 `json:"input_ids"`
 	NumImageTokens *int    `json:"num_image_tokens"`
-	GeneratedIDs   []int32 `json:"generated_ids"`
-	Text           *string `json:"text"`
-	Finish         string  `json:"finish"`
-	IDsStable      bool    `json:"ids_stable"`
+	// ImageTokenIndex is the id that stands for a whole picture in InputIDs; nil or positive where each token has one.
+	ImageTokenIndex *int32  `json:"image_token_index"`
+	GeneratedIDs    []int32 `json:"generated_ids"`
+	Text            *string `json:"text"`
+	Finish          string  `json:"finish"`
+	IDsStable       bool    `json:"ids_stable"`
 
 	DecoderStartToken *int    `json:"decoder_start_token_id"`
 	QFormerInputIDs   []int32 `json:"qformer_input_ids"`

@@ -103,6 +103,7 @@ func (m *Manifest) Validate() error {
 	m.validateDecoder(&p)
 	m.validateInstruction(&p)
 	m.validateScoring(&p)
+	m.validateBoxes(&p)
 	p.file("prompt.template", m.Prompt.Template, false)
 	return p.err()
 }
@@ -118,6 +119,7 @@ func (m *Manifest) validatePicture(p *problems) {
 	p.check(pic.Features != "" || m.Decoder == nil, "picture.features is empty and there is a decoder that reads them")
 	p.check(pic.Features == "" || m.makes(pic.Stages, pic.Features), "picture.features is %q, which none of picture.stages makes", pic.Features)
 	m.validatePatches(p)
+	p.check(pic.Passes == "" || pic.Passes == PassesByWork, "picture.passes is %q; known is %q", pic.Passes, PassesByWork)
 	p.check(pic.Newline == "" || m.makes(pic.Stages, pic.Newline), "picture.newline is %q, which none of picture.stages makes", pic.Newline)
 	if v := pic.Video; v != nil {
 		p.within("picture.video.pool", v.Pool, 0, 1<<10)

@@ -28,6 +28,7 @@ type Manifest struct {
 	Embeddings *Embeddings          `toml:"embeddings,omitempty"`
 	Generation Generation           `toml:"generation"`
 	Scoring    *Scoring             `toml:"scoring,omitempty"` // nil: the model compares no pictures with texts
+	Boxes      *Boxes               `toml:"boxes,omitempty"`   // nil: answers hold no boxes
 	// Instruction is set where the user's text also goes to the picture stages (InstructBLIP's Q-Former reads it).
 	Instruction *TextInput `toml:"instruction,omitempty"`
 }
@@ -174,6 +175,9 @@ type Prompt struct {
 	FramePrefix      string `toml:"frame_prefix,omitempty"`
 	FrameSuffix      string `toml:"frame_suffix,omitempty"`
 	FrameSeparator   string `toml:"frame_separator,omitempty"`
+	// Named says that a picture has a name between Prefix and Suffix: in a raw prompt it is written there, and where it is no
+	// longer than the picture's tokens, their first ids as reported are its bytes.
+	Named bool `toml:"named,omitempty"`
 	// Caption is the user's text when a picture is to be captioned and nothing was asked.
 	Caption string `toml:"caption"`
 	// RawCaption is the whole prompt of a caption where there is no template.
@@ -220,7 +224,7 @@ type Encoder struct {
 // Rope describes the rotary embedding's cos/sin tables, which the running half computes and feeds to the decoder.
 // Types are those of transformers' ROPE_INIT_FUNCTIONS.
 type Rope struct {
-	Type  string  `toml:"type"`  // default, linear, dynamic, yarn, llama3
+	Type  string  `toml:"type"`  // default, linear, dynamic, yarn, llama3, prompt_ntk
 	Theta float64 `toml:"theta"` // rope_theta
 	// Dim is the number of rotated dimensions of a head (head_dim × partial_rotary_factor).
 	Dim                  int     `toml:"dim"`

@@ -70,6 +70,7 @@ type Step struct {
 	ropeCos      *onnx.Value
 	ropeSin      *onnx.Value
 	cache        []layerCache
+	logScale     *onnx.Value // LogScale's, which layers share
 }
 
 type layerCache struct {

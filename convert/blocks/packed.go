@@ -3,7 +3,11 @@
 
 package blocks
 
-import "glimpse/convert/onnx"
+import (
+	"math"
+
+	"glimpse/convert/onnx"
+)
 
 // RotateHeads is the rotary embedding (halves, not interleaved) of x [rows, heads·head_dim], whose i-th row turns by the
 // i-th row of cos and sin [rows, head_dim/2].
@@ -51,4 +55,15 @@ func (b *Builder) FrameAttention(q, k, v, frames *onnx.Value, h Heads) *onnx.Val
 	batched := func(x *onnx.Value) *onnx.Value { return b.Op("Reshape", []*onnx.Value{x, shape}) }
 	y := b.FullAttention(batched(q), batched(k), batched(v), Heads{Count: h.Count, Dim: h.Dim})
 	return b.Op("Reshape", []*onnx.Value{y, b.Ints1(-1, width)})
+}
+
+// LogScale is max(1, log(place) / log(length)) of each packed token, [tokens, 1], where places count from 1: queries
+// farther back than a model was trained for are scaled up (log-n attention).
+func (b *Builder) LogScale(s *Step, length int64) *onnx.Value {
+	if s.logScale == nil {
+		place := b.Op("Add", []*onnx.Value{b.Op("Cast", []*onnx.Value{s.PositionIDs}, onnx.Int("to", int64(onnx.Float))), b.Scalar(1)})
+		ratio := b.Op("Div", []*onnx.Value{b.Op("Log", []*onnx.Value{place}), b.Scalar(float32(math.Log(float64(length))))})
+		s.logScale = b.Op("Unsqueeze", []*onnx.Value{b.Op("Max", []*onnx.Value{ratio, b.Scalar(1)}), b.Ints1(1)})
+	}
+	return s.logScale
 }

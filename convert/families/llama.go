@@ -55,6 +55,7 @@ type llamaConfig struct {
 	qkNorm     bool
 	packedRope bool
 	deepstack  int
+	logN       int64 // queries behind this place are scaled by its logarithm to this base; 0: none are
 }
 
 // ropeScaling is rope_scaling and rope_parameters.
@@ -204,7 +205,7 @@ func (c llamaConfig) window(layer int64) int64 {
 func (c llamaConfig) cache() blocks.Cache {
 	rope := int64(float64(c.headDim()) * c.partialRotary())
 	return blocks.Cache{Layers: int(c.Layers), Heads: c.Heads, KVHeads: c.kvHeads(), HeadDim: c.headDim(), RopeDim: rope,
-		PackedRope: c.packedRope, Deepstack: c.deepstack}
+		PackedRope: c.packedRope, Deepstack: c.deepstack, Learned: c.logN > 0}
 }
 
 func (c llamaConfig) partialRotary() float64 {
@@ -379,13 +380,17 @@ func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLaye
 	return x, b.Linear(y, down)
 }
 
-// rotated norms and turns the heads of q and k before attention takes them; without tables a token that is left to it.
+// rotated does to q and k what attention does not: norms and rotations with tables a token, the scale of far queries.
 func (c llamaConfig) rotated(b *blocks.Builder, step *blocks.Step, names llamaLayerNames, qkv *onnx.Value) *onnx.Value {
-	if !c.packedRope {
+	if !c.packedRope && c.logN == 0 {
 		return qkv
 	}
 	d, kv := c.headDim(), c.kvHeads()
 	parts := b.Columns(qkv, c.Heads*d, kv*d, kv*d)
+	if c.logN > 0 { // a factor on a query may come before its rotation as well as behind it
+		parts[0] = b.Op("Mul", []*onnx.Value{parts[0], b.LogScale(step, c.logN)})
+		return b.Op("Concat", parts, onnx.Int("axis", 1))
+	}
 	for i, p := range []struct {
 		norm, path string
 		heads      int64

@@ -83,7 +83,7 @@ func (p *stages) runAlone(ctx context.Context, list []map[string]Array, joined m
 			}
 			live[name] = t
 		}
-		if err := p.runLive(ctx, live, r); err != nil {
+		if err := p.runLive(ctx, live, []share{{r, 1}}); err != nil {
 			return nil, err
 		}
 	}

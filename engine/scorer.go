@@ -46,8 +46,8 @@ func openScorer(ctx context.Context, folder string, m *manifest.Manifest, vision
 		s.owned = append(s.owned, stage{name, session})
 		return stage{name, session}, nil
 	}
-	s.whole = &stages{runtime: opts.Runtime, list: slices.Clone(vision.list), batch: vision.batch, gate: vision.gate}
-	s.reader = &stages{runtime: opts.Runtime, batch: maxPairsOfRun, gate: vision.gate}
+	s.whole = vision.over(slices.Clone(vision.list), vision.batch)
+	s.reader = vision.over(nil, maxPairsOfRun)
 	for _, part := range []struct {
 		to    *stages
 		names []string

@@ -22,11 +22,12 @@ type stages struct {
 	runtime  *graphs.Runtime
 	list     []stage
 	features string // the tensor that the prompt takes
-	newline  string // the tensor that ends rows of features, [1, hidden_size]; empty where none does
 	batch    int    // most tiles at once
+	newline  string // the tensor that ends rows of features, [1, hidden_size]; empty where none does
 	// deepstack is how many of the stages' outputs deepstack_N the decoder takes.
 	deepstack int
-	gate      chan struct{}
+	gate      chan struct{} // for one run at a time
+	queue     *tileQueue
 }
 
 type stage struct {
@@ -50,6 +51,7 @@ type stageResult struct {
 // openStages loads the graphs of m.Picture.Stages.
 func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts Options) (*stages, error) {
 	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, newline: m.Picture.Newline, deepstack: deepstackLevels(m), batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
+	p.queue = newTileQueue(p.batch, p.gate, p.runSegments)
 	for _, name := range m.Picture.Stages {
 		s, err := loadComponent(ctx, folder, name, m, opts)
 		if err != nil {
@@ -61,6 +63,13 @@ func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts O
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// over returns stages over other graphs, which share the machine with these and are closed by whoever owns them.
+func (p *stages) over(list []stage, batch int) *stages {
+	other := &stages{runtime: p.runtime, list: list, batch: batch, gate: p.gate}
+	other.queue = newTileQueue(batch, p.gate, other.runSegments)
+	return other
 }
 
 // checkFlow makes sure that picture.features comes out of a stage, where there is a prompt that takes them.
@@ -86,24 +95,15 @@ type keeping func(name string) bool
 func keepAll(string) bool { return true }
 
 // run takes the recipe's tensors, whose leading dimensions are the tiles of all pictures of the request, and returns the
-// feature rows. Tiles go through in batches. Tensors on the way are returned as keep says.
+// feature rows. Tiles go through in batches, with those of other requests that wait. Tensors on the way are returned as
+// keep says.
 func (p *stages) run(ctx context.Context, tensors map[string]Array, keep keeping) (*stageResult, error) {
 	tiles, err := commonTiles(tensors)
 	if err != nil {
 		return nil, err
 	}
-	leave, err := p.enter(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
 	r := newStageResult(tensors, keep)
-	for first := 0; first < tiles; first += p.batch {
-		if err := p.runBatch(ctx, tensors, first, min(p.batch, tiles-first), r); err != nil {
-			return nil, err
-		}
-	}
-	return r, nil
+	return r, p.queue.do(ctx, &tileJob{tensors: tensors, tiles: tiles, result: r})
 }
 
 // newStageResult starts with the tensors that go in.
@@ -160,23 +160,54 @@ func commonTiles(tensors map[string]Array) (int, error) {
 	return tiles, nil
 }
 
-// runBatch runs every stage on tiles first..first+n−1 and appends to r.
-func (p *stages) runBatch(ctx context.Context, tensors map[string]Array, first, n int, r *stageResult) error {
+// runSegments runs every stage on the tiles of a batch and gives each job its own.
+func (p *stages) runSegments(ctx context.Context, batch []segment) error {
 	live := map[string]*graphs.Tensor{}
-	for name, a := range tensors {
-		t, err := a.tensor(p.runtime, first, n)
+	shares := make([]share, len(batch))
+	for i, s := range batch {
+		shares[i] = share{s.job.result, s.n}
+	}
+	for name := range batch[0].job.tensors {
+		joined := joinTiles(batch, name)
+		t, err := joined.tensor(p.runtime, 0, int(joined.Shape[0]))
 		if err != nil {
 			closeAll(live)
 			return fmt.Errorf("copy tensor %s: %w", name, err)
 		}
 		live[name] = t
 	}
-	return p.runLive(ctx, live, r)
+	return p.runLive(ctx, live, shares)
 }
 
-// runLive runs every stage on the tensors, which it takes over, and appends to r.
-func (p *stages) runLive(ctx context.Context, live map[string]*graphs.Tensor, r *stageResult) error {
+// joinTiles puts a tensor of a batch's tiles together; one segment alone is not copied.
+func joinTiles(batch []segment, name string) Array {
+	out := batch[0].job.tensors[name].tiles(batch[0].first, batch[0].n)
+	if len(batch) == 1 {
+		return out
+	}
+	out.Data, out.Int64 = slices.Clone(out.Data), slices.Clone(out.Int64)
+	for _, s := range batch[1:] {
+		more := s.job.tensors[name].tiles(s.first, s.n)
+		out.Shape[0] += more.Shape[0]
+		out.Data, out.Int64 = append(out.Data, more.Data...), append(out.Int64, more.Int64...)
+	}
+	return out
+}
+
+// share is a result and how many of a run's tiles are its.
+type share struct {
+	*stageResult
+	tiles int
+}
+
+// runLive runs every stage on the tensors, which it takes over, and appends to each share what its tiles made.
+func (p *stages) runLive(ctx context.Context, live map[string]*graphs.Tensor, shares []share) error {
 	defer closeAll(live)
+	var first, rest time.Duration
+	collected := make([]map[string]Array, len(shares)) // nothing is appended before all went well: a batch may be run again
+	for i := range collected {
+		collected[i] = map[string]Array{}
+	}
 	for i, s := range p.list {
 		start := time.Now()
 		made, err := s.run(ctx, p.runtime, live)
@@ -188,60 +219,109 @@ func (p *stages) runLive(ctx context.Context, live map[string]*graphs.Tensor, r 
 			live[name] = t
 		}
 		if elapsed := time.Since(start); i == 0 {
-			r.first += elapsed
+			first += elapsed
 		} else {
-			r.rest += elapsed
+			rest += elapsed
 		}
 		for name, t := range made {
-			if name != p.newline { // it has no tiles
-				r.collect(name, t)
+			if name == p.newline { // it has no tiles
+				continue
+			}
+			for k, part := range parts(t, shares) {
+				if keep := shares[k].keep; keep != nil && keep(name) {
+					part.Data = slices.Clone(part.Data)
+					collected[k][name] = part
+				}
 			}
 		}
 	}
-	if out := live[p.newline]; out != nil {
-		r.newline = slices.Clone(out.Float32())
+	return p.deal(live, shares, collected, first, rest)
+}
+
+// deal appends the results of a run.
+func (p *stages) deal(live map[string]*graphs.Tensor, shares []share, collected []map[string]Array, first, rest time.Duration) error {
+	for i := range p.deepstack {
+		if live[deepstackName(i)] == nil {
+			return fmt.Errorf("the stages make no %s, which the decoder takes", deepstackName(i))
+		}
+	}
+	for k, s := range shares {
+		s.first, s.rest = s.first+first, s.rest+rest
+		if out := live[p.newline]; out != nil {
+			s.newline = slices.Clone(out.Float32())
+		}
+		for name, part := range collected[k] {
+			s.collect(name, part)
+		}
 	}
 	if p.features == "" {
 		return nil
 	}
 	out := live[p.features]
-	r.width = int(out.Dim(len(out.Shape()) - 1))
-	r.features = append(r.features, out.Float32()...)
+	for k, part := range parts(out, shares) {
+		shares[k].width = int(out.Dim(len(out.Shape()) - 1))
+		shares[k].features = append(shares[k].features, part.Data...)
+	}
 	for i := range p.deepstack {
-		t := live[deepstackName(i)]
-		if t == nil {
-			return fmt.Errorf("the stages make no %s, which the decoder takes", deepstackName(i))
+		for k, part := range parts(live[deepstackName(i)], shares) {
+			if len(shares[k].deepstack) == i {
+				shares[k].deepstack = append(shares[k].deepstack, nil)
+			}
+			shares[k].deepstack[i] = append(shares[k].deepstack[i], part.Data...)
 		}
-		if len(r.deepstack) == i {
-			r.deepstack = append(r.deepstack, nil)
-		}
-		r.deepstack[i] = append(r.deepstack[i], t.Float32()...)
 	}
 	return nil
 }
 
-// tensor copies rows first..first+n−1 of the leading dimension.
-func (a Array) tensor(rt *graphs.Runtime, first, n int) (*graphs.Tensor, error) {
-	row := a.size() / int(a.Shape[0])
-	shape := append([]int64{int64(n)}, a.Shape[1:]...)
-	if a.Int64 != nil {
-		return rt.FromInt64(a.Int64[first*row:(first+n)*row], shape...)
+// parts divides a tensor's leading dimension among the shares; the data is the tensor's own memory.
+func parts(t *graphs.Tensor, shares []share) []Array {
+	whole := Array{Shape: t.Shape(), Data: t.Float32()}
+	if len(shares) == 1 {
+		return []Array{whole}
 	}
-	return rt.FromFloat32(a.Data[first*row:(first+n)*row], shape...)
+	tiles := 0
+	for _, s := range shares {
+		tiles += s.tiles
+	}
+	each, at := int(whole.Shape[0])/tiles, 0
+	out := make([]Array, len(shares))
+	for k, s := range shares {
+		out[k] = whole.tiles(at, s.tiles*each)
+		at += s.tiles * each
+	}
+	return out
 }
 
-// collect appends a batch of a tensor to the arrays that are kept.
-func (r *stageResult) collect(name string, t *graphs.Tensor) {
-	if r.keep == nil || !r.keep(name) {
-		return
+// tiles returns rows first..first+n−1 of the leading dimension, in the same memory.
+func (a Array) tiles(first, n int) Array {
+	row := a.size() / int(a.Shape[0])
+	out := Array{Shape: append([]int64{int64(n)}, a.Shape[1:]...)}
+	if a.Int64 != nil {
+		out.Int64 = a.Int64[first*row : (first+n)*row]
+	} else {
+		out.Data = a.Data[first*row : (first+n)*row]
 	}
+	return out
+}
+
+// tensor copies rows first..first+n−1 of the leading dimension.
+func (a Array) tensor(rt *graphs.Runtime, first, n int) (*graphs.Tensor, error) {
+	part := a.tiles(first, n)
+	if part.Int64 != nil {
+		return rt.FromInt64(part.Int64, part.Shape...)
+	}
+	return rt.FromFloat32(part.Data, part.Shape...)
+}
+
+// collect appends a part of a tensor that is kept.
+func (r *stageResult) collect(name string, part Array) {
 	a := r.arrays[name]
 	if a.Shape == nil {
-		a.Shape = t.Shape()
+		a.Shape = slices.Clone(part.Shape)
 	} else {
-		a.Shape[0] += t.Dim(0)
+		a.Shape[0] += part.Shape[0]
 	}
-	a.Data = append(a.Data, t.Float32()...)
+	a.Data = append(a.Data, part.Data...)
 	r.arrays[name] = a
 }
 

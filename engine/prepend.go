@@ -29,6 +29,9 @@ func checkExpansion(m *manifest.Manifest) error {
 		if m.Prompt.Placeholder == "" || m.Prompt.ImageToken == "" {
 			return errors.New("prompt.placeholder and prompt.image_token must be given where pictures stand in the text")
 		}
+		if m.Prompt.Expansion == expansionGrid && m.Prompt.TilePrefix == "" {
+			return errors.New(`prompt.expansion is "grid", and prompt.tile_prefix, the text before each tile, is empty`)
+		}
 	case expansionPrepend:
 		if m.Prompt.Template != "" {
 			return errors.New(`prompt.expansion is "prepend", and prompt.template has placeholders of its own: this is not supported`)

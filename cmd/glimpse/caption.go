@@ -96,6 +96,7 @@ func newCaption(a *app) *cobra.Command {
 			"  glimpse caption llava/ 'shards/*.tar' -o captions/ --format webdataset --report report.html",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			args = o.takeAddress(args)
 			if o.Join != "" {
 				return runJoin(cmd.Context(), a, o, args)
 			}

@@ -86,7 +86,7 @@ func newRoot(a *app) *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
-		newConvert(a), newAsk(a), newCaption(a), newVerify(a), newInspect(a), newSynth(a),
+		newConvert(a), newAsk(a), newCaption(a), newQueue(a), newVerify(a), newInspect(a), newSynth(a),
 		newServe(a), newBench(a), newScore(a), newEmbed(a), newDoctor(a), newVersion(a),
 	)
 	for _, c := range root.Commands() {

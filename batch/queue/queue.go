@@ -1,0 +1,265 @@
+// Package queue puts pictures to models on other machines, over NATS JetStream.
+//
+//	coordinator ──▶ GLIMPSE_WORK ──▶ workers ──▶ GLIMPSE_RESULTS ──▶ coordinator ──▶ sink
+//	      └─ pictures: an object store's, or JetStream's own ─┘
+//
+// A coordinator (Client) is an Answerer: the batch's pipeline does not know that its model is elsewhere. Whatever dies, a
+// picture's row is made exactly once:
+//   - A task leaves GLIMPSE_WORK when a worker has stored its result; a worker that dies leaves it there, and it is delivered
+//     again when its acknowledgement is overdue. Workers that work say so.
+//   - A result leaves GLIMPSE_RESULTS when its row is durable; a coordinator that dies finds it there when it comes back.
+//   - Tasks and results carry the row's key as message id, so that publishing again after a lost reply adds nothing, and a
+//     second result of the same task, which redelivery may bring, meets a row that is there.
+//
+// docs/batch.md writes subjects and messages down; docs/scale.md says how large it gets.
+package queue
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"glimpse/batch/row"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Names on the server.
+const (
+	WorkStream    = "GLIMPSE_WORK"
+	ResultStream  = "GLIMPSE_RESULTS"
+	DeadStream    = "GLIMPSE_DEAD"
+	workSubject   = "glimpse.work"
+	resultSubject = "glimpse.results"
+	deadSubject   = "glimpse.dead"
+	objectBucket  = "glimpse-pictures"
+	jobBucket     = "glimpse-jobs"
+	workerBucket  = "glimpse-workers"
+)
+
+// Defaults of Options.
+const (
+	DefaultAckWait    = 30 * time.Second
+	DefaultDeliveries = 5
+	dedupeWindow      = 10 * time.Minute
+	workerLifetime    = 20 * time.Second // how long a worker that says nothing is listed
+	beat              = 5 * time.Second
+)
+
+// Options say how a queue is reached. Zero values are the defaults.
+type Options struct {
+	URL         string        // nats://host:port, several with commas between; or
+	InProcess   *Server       // a server in this process
+	Token       string        // "": none
+	Credentials string        // a file, for servers with accounts; "": none
+	Replicas    int           // of streams that are made; 0: 1. A cluster of three takes 3.
+	AckWait     time.Duration // after which a task whose worker says nothing is given to another; 0: DefaultAckWait
+	Deliveries  int           // of a task, after which it is a dead letter; 0: DefaultDeliveries
+	Logger      *slog.Logger  // nil: nothing is logged
+	Objects     jetstream.StorageType
+}
+
+func (o Options) withDefaults() Options {
+	if o.AckWait <= 0 {
+		o.AckWait = DefaultAckWait
+	}
+	if o.Deliveries <= 0 {
+		o.Deliveries = DefaultDeliveries
+	}
+	if o.Replicas <= 0 {
+		o.Replicas = 1
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// message is a task on the wire.
+type message struct {
+	Job    string          `json:"job"`
+	Key    string          `json:"key"` // of the row, 32 hex digits
+	ID     string          `json:"id"`
+	Source string          `json:"source"`
+	Object string          `json:"object,omitempty"` // in the bucket of pictures; or
+	Ref    string          `json:"ref,omitempty"`    // the address of an object in an object store
+	Tiles  int             `json:"tiles,omitempty"`
+	Ask    json.RawMessage `json:"ask"` // what is asked of the model; the coordinator's and the worker's business
+}
+
+// result is an answer on the wire.
+type result struct {
+	Key    string      `json:"key"`
+	Worker string      `json:"worker"`
+	Answer *row.Answer `json:"answer"`
+}
+
+// dead is a task that no worker could answer.
+type dead struct {
+	Task       message        `json:"task"`
+	Deliveries uint64         `json:"deliveries"`
+	Worker     string         `json:"worker"` // the one that gave it up
+	Error      *row.ItemError `json:"error"`
+}
+
+func keyText(k row.Key) string { return hex.EncodeToString(k[:]) }
+
+// subjectSafe makes a word of a subject out of anything.
+func subjectSafe(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' {
+			return r
+		}
+		return '_'
+	}, s)
+}
+
+// link is a connection that comes back by itself.
+type link struct {
+	o  Options
+	nc *nats.Conn
+	js jetstream.JetStream
+}
+
+// connect reaches the server, or says why it cannot.
+func connect(ctx context.Context, o Options, name string) (*link, error) {
+	o = o.withDefaults()
+	options := []nats.Option{
+		nats.Name(name), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, time.Second),
+		nats.Timeout(5 * time.Second), nats.ReconnectBufSize(-1), // what could not be sent is an error, and tried again here
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				o.Logger.Warn("queue: connection lost", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { o.Logger.Info("queue: connected again") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { o.Logger.Warn("queue", "error", err) }),
+	}
+	url := o.URL
+	if o.InProcess != nil {
+		options = append(options, nats.InProcessServer(o.InProcess.server))
+		url = "nats://in-process"
+	}
+	if o.Token != "" {
+		options = append(options, nats.Token(o.Token))
+	}
+	if o.Credentials != "" {
+		options = append(options, nats.UserCredentials(o.Credentials))
+	}
+	nc, err := nats.Connect(url, options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the queue at %s: %w", url, err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("use JetStream at %s: %w", url, err)
+	}
+	l := &link{o: o, nc: nc, js: js}
+	if err := l.makeStreams(ctx); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("set up the queue at %s: %w", url, err)
+	}
+	return l, nil
+}
+
+func (l *link) close() { l.nc.Close() }
+
+// makeStreams makes the streams and buckets that are not there. Those that are there keep how they were made: two
+// machines with other settings must not take turns in changing them.
+func (l *link) makeStreams(ctx context.Context) error {
+	for _, c := range []jetstream.StreamConfig{
+		{Name: WorkStream, Subjects: []string{workSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "pictures that wait for a caption"},
+		{Name: ResultStream, Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "captions that wait for their row"},
+		{Name: DeadStream, Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: 30 * 24 * time.Hour, Description: "pictures that no worker could caption"},
+	} {
+		c.Storage, c.Replicas, c.Duplicates = jetstream.FileStorage, l.o.Replicas, dedupeWindow
+		if _, err := l.js.CreateStream(ctx, c); err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			return fmt.Errorf("stream %s: %w", c.Name, err)
+		}
+	}
+	if _, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.Objects}); err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
+		return fmt.Errorf("bucket %s: %w", objectBucket, err)
+	}
+	for bucket, life := range map[string]time.Duration{jobBucket: 30 * 24 * time.Hour, workerBucket: workerLifetime} {
+		if _, err := l.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, Replicas: l.o.Replicas, TTL: life}); err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
+			return fmt.Errorf("bucket %s: %w", bucket, err)
+		}
+	}
+	return nil
+}
+
+// again does something until it works or ctx is done: the server may be away for a while, and what is published has a
+// message id, so that once too often does no harm.
+func (l *link) again(ctx context.Context, what string, f func(ctx context.Context) error) error {
+	pause := 50 * time.Millisecond
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := f(attempt)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return errors.Join(ctx.Err(), err)
+		}
+		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		l.o.Logger.Debug("queue: trying again", "what", what, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// publish stores a message, once.
+func (l *link) publish(ctx context.Context, subject, id string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("publish to %s: %w", subject, err)
+	}
+	return l.again(ctx, "publish to "+subject, func(ctx context.Context) error {
+		_, err := l.js.Publish(ctx, subject, data, jetstream.WithMsgID(id))
+		return err
+	})
+}
+
+// announce keeps a value of a bucket fresh until ctx is done.
+func (l *link) announce(ctx context.Context, bucket, key string, value func() any) {
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for {
+		l.put(ctx, bucket, key, value())
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			l.put(last, bucket, key, value())
+			cancel()
+			return
+		}
+	}
+}
+
+func (l *link) put(ctx context.Context, bucket, key string, v any) {
+	data, err := json.Marshal(v)
+	if err == nil {
+		var kv jetstream.KeyValue
+		if kv, err = l.js.KeyValue(ctx, bucket); err == nil {
+			_, err = kv.Put(ctx, key, data)
+		}
+	}
+	if err != nil && ctx.Err() == nil { // progress is for people; the work goes on without
+		l.o.Logger.Debug("queue: announce", "key", key, "error", err)
+	}
+}

@@ -1,0 +1,249 @@
+// The worker's side: tasks in, results out.
+
+package queue
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"glimpse/batch/row"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Worker says what a worker can do.
+type Worker struct {
+	Name      string // "": host and process
+	Model     string
+	ModelHash string // takes tasks for this model
+	Parallel  int    // tasks at once; at least 1
+	// Handle answers a task as it was asked. An error means that this worker cannot go on: the task goes back, and the worker
+	// ends.
+	Handle func(ctx context.Context, ask json.RawMessage, task row.Task) (*row.Answer, error)
+	// Answered, where set, is called after each answer.
+	Answered func(*row.Answer)
+}
+
+// WorkerState is what a worker says of itself.
+type WorkerState struct {
+	Name      string    `json:"name"`
+	Model     string    `json:"model"`
+	ModelHash string    `json:"model_hash"`
+	Answered  int64     `json:"answered"`
+	InFlight  int64     `json:"in_flight"`
+	Started   time.Time `json:"started"`
+	Updated   time.Time `json:"updated"`
+}
+
+type worker struct {
+	*link
+	w        Worker
+	tasks    jetstream.Consumer
+	objects  jetstream.ObjectStore
+	answered atomic.Int64
+	inFlight atomic.Int64
+	started  time.Time
+}
+
+// Work takes tasks until ctx is done; then it gives back what it holds and returns nil.
+func Work(ctx context.Context, o Options, w Worker) error {
+	if w.Name == "" {
+		host, _ := os.Hostname()
+		w.Name = fmt.Sprintf("%s-%d", host, os.Getpid())
+	}
+	l, err := connect(ctx, o, "glimpse worker "+w.Name)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	k := &worker{link: l, w: w, started: time.Now()}
+	if k.objects, err = l.js.ObjectStore(ctx, objectBucket); err != nil {
+		return fmt.Errorf("open the queue's pictures: %w", err)
+	}
+	// Workers of one model share one consumer. Its settings are those of the worker that came first.
+	k.tasks, err = l.js.CreateConsumer(ctx, WorkStream, jetstream.ConsumerConfig{
+		Durable: "workers-" + subjectSafe(w.ModelHash), FilterSubject: workSubject + "." + subjectSafe(w.ModelHash) + ".>",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: k.o.AckWait, MaxDeliver: -1, MaxAckPending: 1 << 16, MaxWaiting: 1 << 14,
+	})
+	if errors.Is(err, jetstream.ErrConsumerExists) {
+		k.tasks, err = l.js.Consumer(ctx, WorkStream, "workers-"+subjectSafe(w.ModelHash))
+	}
+	if err != nil {
+		return fmt.Errorf("take tasks: %w", err)
+	}
+	if info := k.tasks.CachedInfo(); info != nil && info.Config.AckWait > 0 {
+		k.o.AckWait = info.Config.AckWait
+	}
+	return k.run(ctx)
+}
+
+func (k *worker) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	all.Go(func() { k.announce(ctx, workerBucket, subjectSafe(k.w.Name), k.stateNow) })
+	for range max(1, k.w.Parallel) {
+		all.Go(func() {
+			if err := k.take(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	cause := context.Cause(ctx)
+	all.Wait()
+	if errors.Is(cause, context.Canceled) || ctx.Err() != nil && !errors.As(cause, new(*handlerError)) {
+		return nil
+	}
+	return cause
+}
+
+// handlerError ends a worker.
+type handlerError struct{ err error }
+
+func (h *handlerError) Error() string { return h.err.Error() }
+func (h *handlerError) Unwrap() error { return h.err }
+
+func (k *worker) stateNow() any {
+	return WorkerState{Name: k.w.Name, Model: k.w.Model, ModelHash: k.w.ModelHash, Answered: k.answered.Load(), InFlight: k.inFlight.Load(),
+		Started: k.started, Updated: time.Now()}
+}
+
+// take works off one task after another. It asks for one at a time: what a worker holds ready when it dies has to wait.
+func (k *worker) take(ctx context.Context) error {
+	for ctx.Err() == nil {
+		batch, err := k.tasks.Fetch(1, jetstream.FetchMaxWait(2*time.Second))
+		if err == nil {
+			for msg := range batch.Messages() {
+				if err := k.one(ctx, msg); err != nil {
+					return err
+				}
+			}
+			err = batch.Error()
+		}
+		if err != nil && ctx.Err() == nil {
+			k.o.Logger.Debug("queue: fetch tasks", "error", err)
+			select {
+			case <-time.After(200 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	}
+	return nil
+}
+
+// one answers a task. While it works it says so to the server, so that nobody else gets the task.
+func (k *worker) one(ctx context.Context, msg jetstream.Msg) error {
+	k.inFlight.Add(1)
+	defer k.inFlight.Add(-1)
+	stopped := make(chan struct{})
+	var beating sync.WaitGroup
+	beating.Go(func() {
+		tick := time.NewTicker(k.o.AckWait / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_ = msg.InProgress()
+			case <-stopped:
+				return
+			}
+		}
+	})
+	defer beating.Wait()
+	defer close(stopped)
+
+	var m message
+	if err := json.Unmarshal(msg.Data(), &m); err != nil {
+		k.o.Logger.Error("queue: a task that is none", "error", err)
+		return k.acknowledge(ctx, msg.Term)
+	}
+	deliveries := uint64(1)
+	if meta, err := msg.Metadata(); err == nil {
+		deliveries = meta.NumDelivered
+	}
+	last := deliveries >= uint64(k.o.Deliveries)
+	if deliveries > uint64(k.o.Deliveries) { // those before this one never came back
+		problem := &row.ItemError{Kind: row.KindDead, Message: fmt.Sprintf("%d workers took it and did not come back", deliveries-1)}
+		return k.finish(ctx, msg, m, &row.Answer{Error: problem}, deliveries)
+	}
+	task, gone, err := k.task(ctx, m)
+	if gone {
+		return k.acknowledge(ctx, msg.Ack) // its row is there already
+	}
+	var answer *row.Answer
+	if err == nil {
+		answer, err = k.w.Handle(ctx, m.Ask, task)
+	}
+	if err != nil {
+		_ = msg.Nak()
+		if ctx.Err() != nil {
+			return nil
+		}
+		return &handlerError{fmt.Errorf("answer %s: %w", m.ID, err)}
+	}
+	if answer.Error != nil && answer.Error.Kind == row.KindInternal && !last {
+		k.o.Logger.Error("picture failed", "id", m.ID, "error", answer.Error.Message)
+		return k.acknowledge(ctx, func() error { return msg.NakWithDelay(time.Second) }) // perhaps it is this machine
+	}
+	if answer.Error == nil || answer.Error.Kind != row.KindInternal {
+		deliveries = 0
+	}
+	return k.finish(ctx, msg, m, answer, deliveries)
+}
+
+// task is a message with its picture. gone: the picture was removed, which happens when its row is durable.
+func (k *worker) task(ctx context.Context, m message) (task row.Task, gone bool, err error) {
+	task = row.Task{ID: m.ID, Source: m.Source, Tiles: m.Tiles, Ref: m.Ref}
+	if raw, err := hex.DecodeString(m.Key); err == nil && len(raw) == len(task.Key) {
+		task.Key = row.Key(raw)
+	}
+	if m.Ref != "" {
+		return task, false, nil
+	}
+	err = k.again(ctx, "fetch the picture "+m.ID, func(ctx context.Context) error {
+		task.Data, err = k.objects.GetBytes(ctx, m.Object)
+		if errors.Is(err, jetstream.ErrObjectNotFound) {
+			gone, err = true, nil
+		}
+		return err
+	})
+	return task, gone, err
+}
+
+// finish stores the result and then lets the task go. With deliveries it is a dead letter as well.
+func (k *worker) finish(ctx context.Context, msg jetstream.Msg, m message, answer *row.Answer, deliveries uint64) error {
+	// A worker that is told to stop still stores what it has: the work is done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+	defer cancel()
+	if deliveries > 0 {
+		letter := dead{Task: m, Deliveries: deliveries, Worker: k.w.Name, Error: answer.Error}
+		if err := k.publish(ctx, deadSubject+"."+subjectSafe(m.Job), "dead."+m.Job+"."+m.Key, letter); err != nil {
+			return &handlerError{err}
+		}
+	}
+	r := result{Key: m.Key, Worker: k.w.Name, Answer: answer}
+	if err := k.publish(ctx, resultSubject+"."+subjectSafe(m.Job), "result."+m.Job+"."+m.Key, r); err != nil {
+		return &handlerError{err}
+	}
+	k.answered.Add(1)
+	if k.w.Answered != nil {
+		k.w.Answered(answer)
+	}
+	return k.acknowledge(ctx, msg.Ack)
+}
+
+// acknowledge ends a delivery. An acknowledgement that is lost brings the task again, whose result is there already.
+func (k *worker) acknowledge(_ context.Context, f func() error) error {
+	if err := f(); err != nil {
+		k.o.Logger.Debug("queue: acknowledge", "error", err)
+	}
+	return nil
+}

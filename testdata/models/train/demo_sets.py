@@ -2,8 +2,9 @@
 
     python demo_sets.py
 
-A set is a folder or a zip of PNG pictures with a questions.json; boxes are [left, top, right, bottom] in pixels of the
-picture, right and bottom exclusive; `caption` answers `prompt` and is only in the wide scenes' sets:
+A set is a folder or a zip of PNG pictures with a captions.json (wide scenes; as in picture_sets.py, with questions of the
+scenes' own kinds) or a questions.json (scenes with boxes, without captions). Boxes are [left, top, right, bottom] in pixels of the
+picture, right and bottom exclusive:
 
     {"prompt": "Describe the image.",
      "pictures": [{"file": "wide-01.png", "width": 256, "height": 128, "caption": "...",
@@ -57,6 +58,10 @@ def questions_json(entries: list[dict], prompt: str | None) -> str:
 Entry = Callable[[int, Drawn, str], dict]
 
 
+def listing(prompt: str | None) -> str:
+    return "captions.json" if prompt else "questions.json"
+
+
 def write_zip(path: Path, numbered: list[Numbered], name: str, entry: Entry, prompt: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = []
@@ -65,7 +70,7 @@ def write_zip(path: Path, numbered: list[Numbered], name: str, entry: Entry, pro
             file = f"{name}-{number:03d}.png"
             entries.append(entry(index, drawn, file))
             archive.writestr(zipfile.ZipInfo(file), picture_sets.png_bytes(drawn.draw()))  # ZipInfo's date is fixed
-        listed = zipfile.ZipInfo("questions.json")
+        listed = zipfile.ZipInfo(listing(prompt))
         listed.compress_type = zipfile.ZIP_DEFLATED
         archive.writestr(listed, questions_json(entries, prompt))
 
@@ -77,7 +82,7 @@ def write_folder(folder: Path, numbered: list[Numbered], name: str, entry: Entry
         file = f"{name}-{number:02d}.png"
         (folder / file).write_bytes(picture_sets.png_bytes(drawn.draw()))
         entries.append(entry(index, drawn, file))
-    (folder / "questions.json").write_text(questions_json(entries, prompt))
+    (folder / listing(prompt)).write_text(questions_json(entries, prompt))
 
 
 def varied(stream: Iterator[Numbered], count: int) -> list[Numbered]:

@@ -256,8 +256,7 @@ CHAT_TEMPLATE = """{% for message in messages %}{{'<|im_start|>' + message['role
 ' }}{% elif content['type'] == 'video' %}{{ '<video>
 ' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>
 '}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant
-' }}{% endif %}
-"""
+' }}{% endif %}"""
 
 
 def export(state: dict[str, torch.Tensor], tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Trains the scenes demo model in LLaVA-1.5's architecture and exports it as the hub publishes such a checkpoint.
 
-    python train_llava.py --work DIR [--steps 12000] [--minutes 60] [--export ../scenes-llava] [--resume]
+    python train_llava.py --work DIR [--steps 6000] [--minutes 60] [--export ../scenes-llava] [--compile] [--resume]
 
 DIR gets log.jsonl (loss and exact match) and state.pt (to resume). The learning rate follows the larger of the two
 shares step/steps and time/minutes, so a slow machine still ends with a finished schedule.
@@ -30,12 +30,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the log and the training state")
     parser.add_argument("--export", type=Path, help="checkpoint folder, written anew at every evaluation")
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
     parser.add_argument("--row-length", type=int, default=160, help="tokens a picture: its caption and what questions fit")
     parser.add_argument("--compile", action="store_true", help="compile the forward pass (needs a C++ compiler)")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--muon-factor", type=float, default=1.0, help="Muon's learning rate as a multiple of AdamW's")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--question-weight", type=float, default=3.0, help="of a short answer's token; a caption's has 1")
     parser.add_argument("--warmup", type=float, default=0.04, help="share of the schedule")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights, which are what is exported")
-    parser.add_argument("--evaluate-every", type=int, default=1000)
+    parser.add_argument("--evaluate-every", type=int, default=500)
     parser.add_argument("--evaluation-scenes", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

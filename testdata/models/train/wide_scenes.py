@@ -76,8 +76,7 @@ class WideScene:
             Question("background", "What colour is the background?", self.background),
         ]
         for shape in self.shapes:
-            name = rng.choice((shape.kind, shape.phrase))
-            found.append(Question(MARK_KIND, f"Which mark is on the {name}?", shape.mark))
+            found.append(Question(MARK_KIND, f"Which mark is on the {shape.phrase}?", shape.mark))
             found.append(Question("colour", f"What colour is the {shape.kind}?", shape.colour))
             found.append(Question("shape", f"Which shape is {shape.colour}?", shape.kind))
         return found

@@ -100,7 +100,7 @@ func (e *Engine) locate(p *Prepared) error {
 		maps[i] = pic.layout.Map
 	}
 	var err error
-	p.positions, p.delta, err = preprocess.Positions(p.TokenIDs, e.prompter.isImageToken, maps)
+	p.positions, p.delta, err = preprocess.Positions(p.ids, e.prompter.isImageToken, maps)
 	return err
 }
 

@@ -132,6 +132,7 @@ type Result struct {
 	TokenIDs       []int32 // all generated ids, the EOS included
 	PromptTokenIDs []int32 // after the expansion of the pictures' placeholders
 	FinishReason   string
+	Boxes          []Box // what the answer points at in the prompt's pictures; for models whose answers hold boxes
 	Usage          Usage
 	Timings        Timings
 }

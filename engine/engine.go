@@ -178,6 +178,7 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	cfg := schedulerConfig{
 		slotCount: opts.Slots, chunk: chunk, hidden: spec.HiddenSize, vocab: spec.VocabSize,
 		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
+		ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
 	}
 	if source != nil {
 		e.sourceLimit, cfg.encoder = source.capacity, source

@@ -28,6 +28,7 @@ type Prepared struct {
 	Pictures []PictureLayout
 
 	placed      []placed
+	ids         []int32               // as TokenIDs, each token of a picture with the id that stands for one
 	alone       []map[string]Array    // the tensors of each picture, where pictures go through the graphs one by one
 	positions   []preprocess.Position // of TokenIDs, where they are not places in the sequence
 	delta       int32                 // what places behind the prompt are moved by
@@ -122,8 +123,15 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 	if most := e.promptLimit(); most > 0 && p.ImageTokens > most {
 		return nil, e.tooLong("at least ", p.ImageTokens, p.ImageTokens)
 	}
-	if p.TokenIDs, err = e.prompter.encode(plan, p.placed); err != nil {
+	if p.ids, err = e.prompter.encode(plan, p.placed); err != nil {
 		return nil, err
+	}
+	if p.TokenIDs = p.ids; e.manifest.Prompt.Named {
+		counts := make([]int, len(p.placed))
+		for i, pic := range p.placed {
+			counts[i] = pic.layout.Tokens
+		}
+		p.TokenIDs = e.prompter.named(p.ids, plan.names, counts)
 	}
 	if err := e.locate(p); err != nil {
 		return nil, err
@@ -185,7 +193,7 @@ func (e *Engine) decoderPrompt(p *Prepared) []int32 {
 	if enc := e.manifest.Decoder.Encoder; enc != nil {
 		return []int32{int32(enc.StartToken)}
 	}
-	return p.TokenIDs
+	return p.ids
 }
 
 func (e *Engine) tooLong(bound string, tokens, pictures int) error {
@@ -272,7 +280,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 		token:   req.Token, logprobs: req.Logprobs, piece: e.prompter.piece, trace: trace,
 	}
 	if m.Decoder.Encoder != nil {
-		q.source = p.TokenIDs
+		q.source = p.ids
 	}
 	q.positions, q.delta, q.deepstack = p.positions, p.delta, made.deepstack
 	made.features, made.deepstack = nil, nil // the scheduler's now, until the prompt is read
@@ -290,6 +298,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 			Queue: q.admittedAt.Sub(q.submittedAt), Prefill: q.firstAt.Sub(q.admittedAt), Decode: q.endAt.Sub(q.firstAt),
 		},
 	}
+	r.Boxes = e.findBoxes(p, r.Text)
 	if n := len(r.TokenIDs) - 1; n > 0 && r.Timings.Decode > 0 {
 		r.Timings.TokensPerSecond = float64(n) / r.Timings.Decode.Seconds()
 	}

@@ -45,6 +45,7 @@ type promptPlan struct {
 	raw    bool   // user is the caller's own, names of special tokens included
 	shield *tokenizer.Shield
 	media  []medium // pictures and videos, in the order of their placeholders
+	names  []string // of the pictures, where the prompt shows them
 }
 
 // openPrompter reads the template and the tokenizer of a model folder.
@@ -135,7 +136,16 @@ func (p *prompter) plan(req Request) (*promptPlan, error) {
 	if p.prompt.Placeholder == "" {
 		return plan, nil
 	}
-	return plan, p.order(plan, param)
+	if err := p.order(plan, param); err != nil {
+		return nil, err
+	}
+	if p.prompt.Named && !req.Raw {
+		for _, m := range plan.media {
+			plan.names = append(plan.names, m.pictures[0].Source)
+		}
+		plan.shown = plan.shield.Uncover(p.showNames(plan.text, plan.names))
+	}
+	return plan, nil
 }
 
 func (p *prompter) planRaw(req Request, plan *promptPlan) error {
@@ -148,6 +158,9 @@ func (p *prompter) planRaw(req Request, plan *promptPlan) error {
 		return badRequest("prompt", CodeInvalid, nil, "the prompt contains %s; a picture's place is written %s", p.prompt.ImageToken, p.prompt.Placeholder)
 	}
 	plan.text, plan.shown, plan.user, plan.raw = req.Prompt, req.Prompt, req.Prompt, true
+	if p.prompt.Named {
+		plan.text, plan.names = p.takeNames(req.Prompt)
+	}
 	for i := range req.Pictures {
 		plan.media = append(plan.media, medium{pictures: []*Picture{&req.Pictures[i]}})
 	}

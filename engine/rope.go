@@ -33,7 +33,7 @@ func ropeTables(rt *graphs.Runtime, spec manifest.Decoder, positions, length int
 
 // ropeLimit returns the length beyond which tables depend on the length of the sequence, 0 when they never do.
 func ropeLimit(spec manifest.Decoder) int {
-	if spec.Rope == nil || spec.Rope.Type != ropeDynamic {
+	if spec.Rope == nil || spec.Rope.Type != ropeDynamic && spec.Rope.Type != manifest.RopePromptNTK {
 		return 0
 	}
 	return spec.Rope.OriginalMaxPositions

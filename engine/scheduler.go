@@ -29,7 +29,9 @@ type schedulerConfig struct {
 	encoder sourceEncoder
 	// ropeLimit is the length above which rotary tables depend on the length of the sequence; 0: they never do.
 	ropeLimit int
-	logger    *slog.Logger // nil: nothing is logged
+	// ropeOfPrompt says that it is the length of the prompt alone.
+	ropeOfPrompt bool
+	logger       *slog.Logger // nil: nothing is logged
 }
 
 type scheduler struct {
@@ -247,6 +249,9 @@ func (d *scheduler) only(slot, n int) {
 // remembers the longest sequence it has ever seen; a request here is as if it were the first.)
 func (d *scheduler) ropeLength(q *sequence, n int) int {
 	length := max(q.cached+n, q.prompt)
+	if d.ropeOfPrompt {
+		length = q.prompt
+	}
 	if d.ropeLimit == 0 || length <= d.ropeLimit {
 		return 0
 	}

@@ -2,6 +2,8 @@
 
 package manifest
 
+import "slices"
+
 // Formats of boxes in an answer's text.
 const (
 	BoxesTags = "tags" // <ref>label</ref><box>(x1,y1),(x2,y2)</box>, <quad>
@@ -21,6 +23,8 @@ type Boxes struct {
 	// Scale is the width and height that coordinates are counted in, whatever the picture's; 0: they are pixels of the
 	// picture as it was resized.
 	Scale int `toml:"scale,omitzero"`
+	// Marks are, for tags, what begins and ends a label, a box and a quadrangle; empty: <ref>, </ref>, <box>, </box>, <quad>, </quad>.
+	Marks []string `toml:"marks,omitempty"`
 }
 
 func (m *Manifest) validateBoxes(p *problems) {
@@ -29,6 +33,7 @@ func (m *Manifest) validateBoxes(p *problems) {
 		return
 	}
 	p.check(b.Format == BoxesTags || b.Format == BoxesJSON, "boxes.format is %q; known are %s and %s", b.Format, BoxesTags, BoxesJSON)
+	p.check(len(b.Marks) == 0 || b.Format == BoxesTags && len(b.Marks) == 6 && !slices.Contains(b.Marks, ""), "boxes.marks has %d texts; six are due, for tags alone", len(b.Marks))
 	p.within("boxes.scale", b.Scale, 0, 1<<20)
 	p.check(m.Picture != nil, "boxes are set, and there is no picture")
 }

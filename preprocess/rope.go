@@ -12,7 +12,8 @@ const maxRopeElements = 1 << 28
 
 // RopeTables computes the cos and sin tables of a rotary embedding for positions 0 to positions-1, each row-major
 // [positions, Dim/2] float32, with the attention factor multiplied in. sequenceLength is the length that the sequence
-// will reach; only "dynamic" looks at it, whose frequencies change once it exceeds OriginalMaxPositions.
+// will reach; only "dynamic" looks at it, whose frequencies change once it exceeds OriginalMaxPositions, and "prompt_ntk",
+// for which it is the prompt's length.
 //
 // The types and their arithmetic, float32 from the frequencies on, are those of transformers' modeling_rope_utils
 // (RoFormer, arXiv:2104.09864; YaRN, arXiv:2309.00071; Llama 3.1). An unknown type or a missing parameter is an error
@@ -46,7 +47,7 @@ func ropeFrequencies(r manifest.Rope, sequenceLength int) ([]float32, float32, e
 		return nil, 0, fmt.Errorf("dim is %d; want an even number from 2 to %d", r.Dim, 1<<16)
 	case !(r.Theta > 1) || math.IsInf(r.Theta, 0):
 		return nil, 0, fmt.Errorf("theta is %v; want a number above 1", r.Theta)
-	case r.Type != "default" && (!(r.Factor > 0) || math.IsInf(r.Factor, 0)):
+	case r.Type != "default" && r.Type != manifest.RopePromptNTK && (!(r.Factor > 0) || math.IsInf(r.Factor, 0)):
 		return nil, 0, fmt.Errorf("type %q needs a positive factor, got %v", r.Type, r.Factor)
 	}
 	needOriginal := func() error {
@@ -72,6 +73,14 @@ func ropeFrequencies(r manifest.Rope, sequenceLength int) ([]float32, float32, e
 			return nil, 0, fmt.Errorf("type %q needs a dim above 2", r.Type)
 		}
 		return inverseFrequencies(dynamicBase(r, sequenceLength), r.Dim), 1, nil
+	case manifest.RopePromptNTK:
+		if err := needOriginal(); err != nil {
+			return nil, 0, err
+		}
+		if r.Dim == 2 {
+			return nil, 0, fmt.Errorf("type %q needs a dim above 2", r.Type)
+		}
+		return inverseFrequencies(promptBase(r, sequenceLength), r.Dim), 1, nil
 	case "yarn":
 		if err := needOriginal(); err != nil {
 			return nil, 0, err
@@ -86,7 +95,7 @@ func ropeFrequencies(r manifest.Rope, sequenceLength int) ([]float32, float32, e
 		}
 		return llama3Frequencies(r), 1, nil
 	}
-	return nil, 0, fmt.Errorf("type %q is unknown: known are default, linear, dynamic, yarn, llama3", r.Type)
+	return nil, 0, fmt.Errorf("type %q is unknown: known are default, linear, dynamic, prompt_ntk, yarn, llama3", r.Type)
 }
 
 // inverseFrequencies returns 1 / base^(2i/dim).
@@ -117,6 +126,16 @@ func dynamicBase(r manifest.Rope, sequenceLength int) float32 {
 	growth := float32(r.Factor)*float32(sequenceLength)/float32(r.OriginalMaxPositions) - float32(r.Factor-1)
 	power := float32(math.Pow(float64(growth), float64(r.Dim)/float64(r.Dim-2)))
 	return float32(r.Theta) * power
+}
+
+// promptBase is theta for a prompt of the given length: in steps of powers of two beyond the original context (get_ntk_alpha
+// of Qwen-7B's modeling_qwen.py, in Python's double precision).
+func promptBase(r manifest.Rope, promptLength int) float32 {
+	if promptLength <= r.OriginalMaxPositions {
+		return float32(r.Theta)
+	}
+	alpha := math.Exp2(math.Ceil(math.Log2(float64(promptLength)/float64(r.OriginalMaxPositions))+1)) - 1
+	return float32(r.Theta * math.Pow(max(alpha, 1), float64(r.Dim)/float64(r.Dim-2)))
 }
 
 // yarnFrequencies blends the frequencies of extrapolation (as they are) and of interpolation (divided by the factor):

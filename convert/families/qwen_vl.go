@@ -298,13 +298,14 @@ func qwenSpecials() []tiktoken.Special {
 }
 
 // qwenTemplate is make_context of qwen_generation_utils.py and from_list_format of tokenization_qwen.py. Releases have no
-// template file.
+// template file. Of the two line ends at the end, Jinja drops one.
 const qwenTemplate = `{% if messages[0].role != 'system' %}<|im_start|>system
 You are a helpful assistant.<|im_end|>
 {% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% set pictures = namespace(count=0) %}{% for part in message.content %}{% if part.type == 'image' %}{% set pictures.count = pictures.count + 1 %}Picture {{ pictures.count }}:<img></img>
 {% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>
 {% endfor %}<|im_start|>assistant
+
 `
 
 // ranksFile is the vocabulary's name in a release.

@@ -134,6 +134,10 @@ func (k *checker) run(ctx context.Context) {
 		k.scores(ctx)
 		return
 	}
+	if check := textKinds[k.c.Kind]; check != nil {
+		check(k)
+		return
+	}
 	req, err := k.request()
 	if err != nil {
 		k.fail("case", "%v", err)
@@ -164,7 +168,7 @@ func (k *checker) run(ctx context.Context) {
 // supported names what a case asks for and this version does not do.
 func (k *checker) supported() bool {
 	before := len(k.rows)
-	if k.c.Kind != "" && k.c.Kind != "generate" {
+	if k.c.Kind != "" && k.c.Kind != "generate" && textKinds[k.c.Kind] == nil {
 		k.fail("kind", "cases of kind %q are not verified by this version", k.c.Kind)
 	}
 	if len(k.c.Audios) > 0 {
@@ -329,7 +333,11 @@ func (k *checker) answers(fromFile, stored *engine.Trace, replaced bool) {
 		return
 	}
 	k.equal("generated_ids", slices.Equal(stored.Result.TokenIDs, want), "%s", firstDifference(stored.Result.TokenIDs, want))
-	if text := k.c.Expected.Text; text != nil {
+	if text := k.c.Expected.TextRaw; text != nil {
+		// What upstream returns is this text without its last token, whatever that was: nothing to be equal to.
+		have := k.engine.Decode(stored.Result.TokenIDs)
+		k.equal("text_raw", sameText(have, *text), "have %.200q, want %.200q", have, *text)
+	} else if text := k.c.Expected.Text; text != nil {
 		// Tokens of a NUL byte have no text here (tokenizer.Decode); that ids are equal is a row of its own.
 		want := strings.ReplaceAll(*text, "\x00", "")
 		k.equal("text", sameText(stored.Result.Text, want), "have %.200q, want %.200q", stored.Result.Text, want)

@@ -36,6 +36,14 @@ type Case struct {
 	Options         Options         `json:"options"`
 	RawTolerance    json.RawMessage `json:"tolerance"`
 	Expected        Expected        `json:"expected"`
+	// Of cases that hold texts to what is made of them: tokenize, parse_boxes, latest_picture.
+	TokenizeText string      `json:"text"`
+	Output       string      `json:"output"`
+	Width        int         `json:"width"`
+	Height       int         `json:"height"`
+	History      [][2]string `json:"history"` // queries and answers
+	Response     string      `json:"response"`
+	Image        *string     `json:"image"`
 	// Arrays maps a name ("pixel_values") to a key of golden.safetensors ("caption.pixel_values").
 	Arrays map[string]string `json:"arrays"`
 }
@@ -69,6 +77,12 @@ type Expected struct {
 	Finish          string  `json:"finish"`
 	IDsStable       bool    `json:"ids_stable"`
 
+	TextRaw       *string `json:"text_raw"` // of all generated ids, where Text is cut
+	IDsOfText     []int32 `json:"ids_allowed_all"`
+	IDsOfUserText []int32 `json:"ids_allowed_image_st_only"`
+	Boxes         []Box   `json:"boxes"`
+	Error         string  `json:"error"`
+
 	DecoderStartToken *int    `json:"decoder_start_token_id"`
 	QFormerInputIDs   []int32 `json:"qformer_input_ids"`
 
@@ -77,6 +91,12 @@ type Expected struct {
 	PaddedAttentionMask [][]int64   `json:"padded_attention_mask"`
 	ITC                 [][]float64 `json:"itc"`
 	ITMProb             [][]float64 `json:"itm_prob"`
+}
+
+// Box is a box as upstream draws it.
+type Box struct {
+	Label  *string `json:"label"`
+	Pixels [4]int  `json:"box_pixels"`
 }
 
 // Parts returns the message's content as parts.

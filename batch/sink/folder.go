@@ -123,9 +123,10 @@ func (f *folder) begin() error {
 	if had && f.run.Format != f.o.Format && f.o.OnExisting != Overwrite {
 		return fmt.Errorf("%w: %s has %s parts; name another folder, or overwrite it", ErrInput, f.o.Out, f.run.Format)
 	}
-	if continues && f.run.State == stateRunning {
+	if continues {
 		f.o.PartRows = f.run.PartRows // a part that is half full keeps its size
-		return nil
+		f.run.State = stateRunning
+		return f.write(f.run)
 	}
 	next := run{Number: f.run.Number + 1, Mode: f.o.OnExisting, State: stateRunning, Format: f.o.Format, PartRows: f.o.PartRows, Settings: f.o.Settings}
 	if f.o.OnExisting == Overwrite && had {
@@ -276,7 +277,10 @@ func (f *folder) openPart() (err error) {
 		return err
 	}
 	if f.rows >= f.o.PartRows {
-		return f.publish()
+		if err := f.publish(); err != nil {
+			return err
+		}
+		return f.openPart()
 	}
 	return nil
 }
@@ -330,7 +334,9 @@ func (f *folder) Append(r *row.Row, data []byte, version uint64) error {
 		return f.err
 	}
 	if f.rows >= f.o.PartRows {
-		f.err = f.publish()
+		if f.err = f.publish(); f.err == nil {
+			f.err = f.openPart()
+		}
 	}
 	return f.err
 }
@@ -391,14 +397,29 @@ func (f *folder) Finish() error {
 		return err
 	}
 	if f.rows > 0 {
-		if f.err = f.publish(); f.err != nil {
-			return f.err
-		}
+		f.err = f.publish()
+	} else {
+		f.err = f.dropEmpty()
+	}
+	if f.err != nil {
+		return f.err
 	}
 	r := f.run
 	r.State = stateDone
 	f.err = f.write(r)
 	return f.err
+}
+
+// dropEmpty removes the part under way, in which there is nothing.
+func (f *folder) dropEmpty() error {
+	err := errors.Join(f.journal.Close(), f.spool.close())
+	f.journal, f.spool = nil, nil
+	for _, path := range []string{f.segment(f.part), f.spoolPath()} {
+		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("remove the empty part: %w", rerr))
+		}
+	}
+	return errors.Join(err, syncFolder(f.state("")))
 }
 
 // Close keeps what was synced and releases the lock; closing again is harmless.

@@ -118,7 +118,7 @@ func readSegment(path string) iter.Seq2[*row.Row, error] {
 	}
 }
 
-// publish makes the part under way whole and opens the next. Every step can be repeated after a crash: until the stats
+// publish makes the part under way whole; openPart is next. Every step can be repeated after a crash: until the stats
 // file is there the part counts for nothing, and from then on its segment's rows are not needed.
 func (f *folder) publish() error {
 	if err := f.sync(); err != nil {
@@ -161,7 +161,8 @@ func (f *folder) publish() error {
 		return err
 	}
 	f.part++
-	return f.openPart()
+	f.journal, f.spool, f.rows = nil, nil, 0
+	return nil
 }
 
 func (f *folder) writePart() error {

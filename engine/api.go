@@ -70,14 +70,18 @@ type Message struct {
 }
 
 // Sampling says how the next token is drawn from the logits. The zero value is greedy. The order is that of
-// transformers' logits processors: repetition penalty, temperature, top-k, top-p, min-p, and then the draw.
+// transformers' logits processors: bias, penalties, temperature, top-k, top-p, min-p, and then the draw.
 type Sampling struct {
 	Temperature       float64 // 0: greedy, ties to the lowest id; the warpers below then do nothing
 	TopP              float64 // smallest set of tokens whose probability reaches this; 0 and 1: off
 	MinP              float64 // drop tokens less probable than this share of the most probable one; 0: off
 	RepetitionPenalty float64 // of every id already in prompt or answer; 0 and 1: off
+	FrequencyPenalty  float64 // taken from a score for each time that the answer has the token; -2..2, 0: off
+	PresencePenalty   float64 // taken from a score once when the answer has the token; -2..2, 0: off
 	TopK              int     // 0: off
-	Seed              *uint64 // nil: another seed for each request
+	// LogitBias is added to the scores of these tokens, -100..100.
+	LogitBias map[int32]float64
+	Seed      *uint64 // nil: another seed for each request
 }
 
 // Request is one prompt to answer: Messages through the chat template, or, with Raw, Prompt as it stands.

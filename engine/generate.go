@@ -150,7 +150,11 @@ func (e *Engine) check(req Request) error {
 	if req.Logprobs < 0 || req.Logprobs > maxLogprobs {
 		return badRequest("logprobs", CodeInvalid, nil, "%d log-probabilities a token were asked for; 0 to %d can be given", req.Logprobs, maxLogprobs)
 	}
-	return errors.Join(req.Sampling.check(), checkStops(req.Stop))
+	vocab := 0
+	if e.manifest.Decoder != nil {
+		vocab = e.manifest.Decoder.VocabSize
+	}
+	return errors.Join(req.Sampling.check(), req.Sampling.checkPenalties(vocab), checkStops(req.Stop))
 }
 
 // fit refuses a prompt that leaves no room for an answer and clips the answer to the room there is.

@@ -29,6 +29,13 @@ type sampler struct {
 	// The ids that the repetition penalty has seen, as a set over the vocabulary and as a list. Unused without a penalty.
 	seen []uint64
 	list []int32
+
+	// The answer's tokens, for the penalties that count them; placeOf is a token's place in answered.
+	answered []counted
+	placeOf  map[int32]int
+
+	// allowed is the mask of the next token, a bit an id; nil: all.
+	allowed []uint32
 }
 
 // samplerScratch is what drawing needs beside the sampler; the samplers of one loop share it.
@@ -103,7 +110,7 @@ func (s *sampler) observe(id int32) {
 
 // next draws a token. NaN or +Inf among the logits, or nothing but -Inf, is ErrBadLogits.
 func (s *sampler) next(logits []float32, w *samplerScratch) (int32, error) {
-	scores := s.penalized(logits, w)
+	scores := s.adjusted(logits, w)
 	best, err := argmax(scores)
 	if err != nil || s.rng == nil {
 		return best, err
@@ -127,27 +134,6 @@ func (s *sampler) next(logits []float32, w *samplerScratch) (int32, error) {
 // filter returns the candidates that top-k, top-p and min-p leave at this temperature, by id. high is the best score.
 func (s *sampler) filter(scores []float32, high float32, w *samplerScratch) []candidate {
 	return s.minP(s.topP(s.topK(scores, high, w), w))
-}
-
-// penalized returns the logits with the repetition penalty applied, in w.scores when there is one.
-func (s *sampler) penalized(logits []float32, w *samplerScratch) []float32 {
-	if len(s.list) == 0 {
-		return logits
-	}
-	scores := w.scores[:len(logits)]
-	copy(scores, logits)
-	penalty := float32(s.RepetitionPenalty)
-	for _, id := range s.list {
-		if int(id) >= len(scores) {
-			continue
-		}
-		if scores[id] < 0 {
-			scores[id] *= penalty
-		} else {
-			scores[id] /= penalty
-		}
-	}
-	return scores
 }
 
 // argmax returns the largest score's index, the lowest one of equals.

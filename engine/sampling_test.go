@@ -110,7 +110,7 @@ func TestRepetitionPenalty(t *testing.T) {
 	}
 	logits := []float32{4, -1, 1.5, 0}
 	w := newSamplerScratch(4)
-	if diff := cmp.Diff([]float32{2, -2, 1.5, 0}, s.penalized(logits, w)); diff != "" {
+	if diff := cmp.Diff([]float32{2, -2, 1.5, 0}, s.adjusted(logits, w)); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]float32{4, -1, 1.5, 0}, logits); diff != "" {
@@ -312,7 +312,7 @@ func TestFiltersEqualTransformers(t *testing.T) {
 		var ids []int32
 		var probabilities []float64
 		total := 0.0
-		scores := s.penalized(c.Logits, w)
+		scores := s.adjusted(c.Logits, w)
 		for _, k := range s.filter(scores, slices.Max(scores), w) {
 			ids, probabilities, total = append(ids, k.id), append(probabilities, k.weight), total+k.weight
 		}

@@ -90,6 +90,7 @@ func (q *sequence) accept(logits []float32, w *samplerScratch) bool {
 	}
 	q.ids = append(q.ids, id)
 	q.sampler.observe(id)
+	q.sampler.drawn(id)
 	if q.firstAt.IsZero() {
 		q.firstAt = time.Now()
 	}

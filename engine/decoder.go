@@ -29,6 +29,8 @@ type decoder struct {
 	sourceSeqlens                 *graphs.Tensor          // [batch]; nil without an encoder
 	axes                          *preprocess.MRoPE       // nil where positions are places in the sequence
 	deepstack                     []*graphs.Tensor        // [tokens, hidden_size] each
+	spanFirst, spanLast           *graphs.Tensor          // [tokens]; nil where the graph does not ask for them
+	cosLocal, sinLocal            *graphs.Tensor          // nil without decoder.rope_local
 	cos, sin                      *graphs.Tensor          // the common tables; with axes, a row for each packed token
 	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
 	ownLength                     int                     // the length that ownCos and ownSin are for
@@ -76,6 +78,12 @@ func (d *decoder) checkPorts() error {
 	if d.spec.Rope != nil {
 		inputs["rope_cos"], inputs["rope_sin"] = 2, 2
 	}
+	if d.spec.RopeLocal != nil {
+		inputs[ropeCosLocal], inputs[ropeSinLocal] = 2, 2
+	}
+	if d.hasInput(spanFirst) {
+		inputs[spanFirst], inputs[spanLast] = 1, 1
+	}
 	if d.hasInput(positionIDs) {
 		inputs[positionIDs] = 1
 	}
@@ -115,8 +123,10 @@ func (d *decoder) checkPorts() error {
 // positionIDs is the input of decoders with learned positions: [tokens] i64, each packed token's place in its sequence.
 const positionIDs = "position_ids"
 
-func (d *decoder) hasInput(name string) bool {
-	return slices.ContainsFunc(d.session.Inputs(), func(p graphs.Port) bool { return p.Name == name })
+func (d *decoder) hasInput(name string) bool { return hasInput(d.session, name) }
+
+func hasInput(s *graphs.Session, name string) bool {
+	return slices.ContainsFunc(s.Inputs(), func(p graphs.Port) bool { return p.Name == name })
 }
 
 // allocate makes the buffers and the common rotary tables.
@@ -149,6 +159,9 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 		}
 	}
 	d.total.Int32()[0] = int32(capacity)
+	if err := d.allocateSpans(tokens); err != nil {
+		return err
+	}
 	if err := d.allocatePacked(tokens); err != nil || d.axes != nil {
 		return err
 	}
@@ -156,7 +169,12 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 		return nil
 	}
 	var err error
-	d.cos, d.sin, err = ropeTables(d.runtime, d.spec, int(capacity), 0)
+	if d.cos, d.sin, err = ropeTables(d.runtime, d.spec, int(capacity), 0); err != nil || d.spec.RopeLocal == nil {
+		return err
+	}
+	local := d.spec
+	local.Rope = local.RopeLocal
+	d.cosLocal, d.sinLocal, err = ropeTables(d.runtime, local, int(capacity), 0)
 	return err
 }
 
@@ -175,7 +193,7 @@ func (d *decoder) run(ctx context.Context, s *step) error {
 	if err := d.layOut(s); err != nil {
 		return err
 	}
-	if err := d.layOutPacked(s); err != nil {
+	if err := errors.Join(d.layOutPacked(s), d.layOutSpans(s)); err != nil {
 		return err
 	}
 	if err := d.setRope(st, s.ropeLength); err != nil {
@@ -258,6 +276,12 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 	if d.spec.Rope != nil {
 		in["rope_cos"], in["rope_sin"] = d.cos, d.sin
 	}
+	if d.spec.RopeLocal != nil {
+		in[ropeCosLocal], in[ropeSinLocal] = d.cosLocal, d.sinLocal
+	}
+	if d.spanFirst != nil {
+		in[spanFirst], in[spanLast] = d.spanFirst, d.spanLast
+	}
 	if d.positions != nil {
 		in[positionIDs] = d.positions
 	}
@@ -323,7 +347,7 @@ func (d *decoder) Close() error {
 		delete(d.steps, key)
 	}
 	for _, t := range []*graphs.Tensor{d.input, d.logitsOut, d.rowMap, d.tokenMap, d.logitsRows, d.seqlensK, d.querySeqlens,
-		d.total, d.positions, d.sourceSeqlens, d.cos, d.sin, d.ownCos, d.ownSin} {
+		d.total, d.positions, d.sourceSeqlens, d.cos, d.sin, d.ownCos, d.ownSin, d.cosLocal, d.sinLocal, d.spanFirst, d.spanLast} {
 		problems = append(problems, t.Close())
 	}
 	for _, t := range d.deepstack {

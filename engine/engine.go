@@ -169,7 +169,12 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 		return errors.Join(err, source.Close(), session.Close())
 	}
 	// A chunk of slack: where rows of different lengths share a step, the operator wants room for the longest in each slot.
-	chunk := min(opts.PrefillChunk, capacity)
+	chunk := opts.PrefillChunk
+	spans := hasInput(session, spanFirst)
+	if spans && e.manifest.Picture != nil {
+		chunk = max(chunk, e.manifest.Picture.TokensPerTile) // a picture goes into one step
+	}
+	chunk = min(chunk, capacity)
 	e.decoder, err = newDecoder(opts.Runtime, session, source, spec, opts.Slots, capacity+chunk, chunk+opts.Slots)
 	if err != nil {
 		return err
@@ -177,7 +182,7 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	e.limit = capacity
 	cfg := schedulerConfig{
 		slotCount: opts.Slots, chunk: chunk, hidden: spec.HiddenSize, vocab: spec.VocabSize,
-		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
+		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), spans: spans, logger: opts.Logger,
 		ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
 	}
 	if source != nil {

@@ -14,6 +14,12 @@ import (
 // ropeDynamic is the scaling whose tables depend on the length of the sequence.
 const ropeDynamic = "dynamic"
 
+// Tables of layers with a sliding window, where they have their own.
+const (
+	ropeCosLocal = "rope_cos_local"
+	ropeSinLocal = "rope_sin_local"
+)
+
 // ropeTables makes cos and sin tables [positions, rope_dim/2]. length is that of the sequence, for dynamic NTK scaling;
 // 0 stands for any length within the original context.
 func ropeTables(rt *graphs.Runtime, spec manifest.Decoder, positions, length int) (cos, sin *graphs.Tensor, err error) {

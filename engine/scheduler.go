@@ -31,7 +31,9 @@ type schedulerConfig struct {
 	ropeLimit int
 	// ropeOfPrompt says that it is the length of the prompt alone.
 	ropeOfPrompt bool
-	logger       *slog.Logger // nil: nothing is logged
+	// spans says that steps need the spans of their tokens, and that pictures are not split between steps.
+	spans  bool
+	logger *slog.Logger // nil: nothing is logged
 }
 
 type scheduler struct {
@@ -131,11 +133,22 @@ func (d *scheduler) turn() {
 	if q := d.oldestPrefill(); q != nil {
 		if err := d.encode(q); err != nil {
 			d.end(q, fmt.Errorf("run the encoder: %w", err))
+		} else if take, err := d.prefill(q); err != nil {
+			d.end(q, err)
 		} else {
-			d.only(q.slot, min(d.chunk, q.waiting()))
+			d.only(q.slot, take)
 		}
 	}
 	d.decode()
+}
+
+// prefill returns how many tokens of the prompt the next step takes.
+func (d *scheduler) prefill(q *sequence) (int, error) {
+	take := min(d.chunk, q.waiting())
+	if !d.spans {
+		return take, nil
+	}
+	return q.wholePictures(take)
 }
 
 // encode runs the encoder on the sequence's source, once.
@@ -338,6 +351,9 @@ func (d *scheduler) fill(rows []float32, q *sequence, token int) error {
 		}
 		if err != nil {
 			return err
+		}
+		if d.spans {
+			d.step.spans = append(d.step.spans, q.spanAt(at))
 		}
 		if q.positions != nil {
 			d.step.positions = append(d.step.positions, q.position(at))

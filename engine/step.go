@@ -32,6 +32,8 @@ type step struct {
 	ropeLength int
 	// positions are the packed tokens', empty where they are places in the sequence.
 	positions []preprocess.Position
+	// spans are the packed tokens', empty where the decoder does not ask for them.
+	spans []span
 	// deep says which packed tokens get rows added behind the decoder's first layers.
 	deep []deepRow
 }
@@ -50,7 +52,7 @@ func newStep(slots int) *step {
 // reset empties the step and puts its first slot at first.
 func (s *step) reset(first int) {
 	clear(s.deep) // the rows are their requests'
-	*s = step{first: first, past: s.past[:0], fresh: s.fresh[:0], wanted: s.wanted[:0], positions: s.positions[:0], deep: s.deep[:0]}
+	*s = step{first: first, past: s.past[:0], fresh: s.fresh[:0], wanted: s.wanted[:0], positions: s.positions[:0], spans: s.spans[:0], deep: s.deep[:0]}
 }
 
 // add appends the next slot. wantLogits asks for the logits of its last new token.

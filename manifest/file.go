@@ -156,6 +156,11 @@ func (m *Manifest) validateDecoder(p *problems) {
 		p.within("decoder.rope.dim", d.Rope.Dim, 2, d.HeadDim)
 		p.check(d.Rope.Theta > 0, "decoder.rope.theta is %v", d.Rope.Theta)
 	}
+	if d.RopeLocal != nil {
+		p.check(d.Rope != nil, "decoder.rope_local is set without decoder.rope")
+		p.within("decoder.rope_local.dim", d.RopeLocal.Dim, 2, d.HeadDim)
+		p.check(d.RopeLocal.Theta > 0, "decoder.rope_local.theta is %v", d.RopeLocal.Theta)
+	}
 	m.validateMRoPE(p)
 	if m.Embeddings == nil {
 		p.check(false, "a decoder needs embeddings")

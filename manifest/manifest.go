@@ -207,6 +207,8 @@ type Decoder struct {
 	MaxPositions int    `toml:"max_positions"`
 	CacheDType   string `toml:"cache_dtype"` // float32 or float16
 	Rope         *Rope  `toml:"rope,omitempty"`
+	// RopeLocal describes the tables rope_cos_local and rope_sin_local, of layers with a sliding window that have their own.
+	RopeLocal *Rope `toml:"rope_local,omitempty"`
 	// Positions is empty where a token's position is its place in the sequence, or "mrope": pictures have rows and columns.
 	Positions string `toml:"positions,omitempty"`
 	// Encoder is set where the prompt goes through an encoder and the decoder starts from StartToken alone.

@@ -71,6 +71,9 @@ type Step struct {
 	ropeSin      *onnx.Value
 	cache        []layerCache
 	logScale     *onnx.Value // LogScale's, which layers share
+	spanFirst    *onnx.Value
+	spanLast     *onnx.Value
+	open         bool // Bias alone says what is seen; see Open
 }
 
 type layerCache struct {
@@ -156,7 +159,10 @@ func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, 
 	if c.Scale != 0 {
 		attrs = append(attrs, onnx.Float32("scale", c.Scale))
 	}
-	if window > 0 {
+	switch {
+	case s.open: // the operator's own mask would hide what Bias shows
+		attrs = append(attrs, onnx.Int("causal", int64(0)))
+	case window > 0:
 		attrs = append(attrs, onnx.Int("local_window_size", window))
 	}
 	bias := onnx.None
@@ -164,9 +170,13 @@ func (b *Builder) CachedAttention(s *Step, layer int, qkv *onnx.Value, c Cache, 
 		bias = s.Bias
 	}
 	l := &s.cache[layer]
+	fresh := s.querySeqlens
+	if s.open {
+		fresh = onnx.None
+	}
 	out := b.Node(onnx.Microsoft, "GroupQueryAttention", 3, []*onnx.Value{
 		unpacked, onnx.None, onnx.None, l.pastKey, l.pastValue, s.seqlensK, s.total, cos, sin,
-		onnx.None, bias, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, s.querySeqlens,
+		onnx.None, bias, onnx.None, onnx.None, onnx.None, onnx.None, onnx.None, fresh,
 	}, attrs...)
 	l.presentKey, l.presentValue = out[1], out[2]
 	flat := b.Op("Reshape", []*onnx.Value{out[0], b.Ints1(-1, c.Heads*c.HeadDim)})

@@ -40,7 +40,12 @@ type imageProcessor struct {
 	Splitting     *bool           `json:"do_image_splitting"` // SmolVLMImageProcessor
 	MaxImageSize  sizes           `json:"max_image_size"`
 	VideoSampling json.RawMessage `json:"video_sampling"`
-	MinPixels     int             `json:"min_pixels"` // Qwen2VLImageProcessor
+	PanAndScan    *bool           `json:"do_pan_and_scan"` // Gemma3ImageProcessor
+	PanCrops      json.RawMessage `json:"pan_and_scan_max_num_crops"`
+	PanCropSize   json.RawMessage `json:"pan_and_scan_min_crop_size"`
+	PanRatio      json.RawMessage `json:"pan_and_scan_min_ratio_to_activate"`
+	ImageSeqLen   json.RawMessage `json:"image_seq_length"` // repeats the processor's
+	MinPixels     int             `json:"min_pixels"`       // Qwen2VLImageProcessor
 	MaxPixels     int             `json:"max_pixels"`
 	PatchSize     int             `json:"patch_size"`
 	TemporalPatch int             `json:"temporal_patch_size"`

@@ -287,6 +287,15 @@ func (g *Graph) Int64s(shape []int64, data ...int64) *Value {
 	return g.constant("i64", Int64, shape, raw)
 }
 
+// Int32s is Int64s in int32.
+func (g *Graph) Int32s(shape []int64, data ...int32) *Value {
+	raw := make([]byte, 0, 4*len(data))
+	for _, d := range data {
+		raw = appendUint32(raw, uint32(d))
+	}
+	return g.constant("i32", Int32, shape, raw)
+}
+
 // Ints1 is a one-dimensional int64 constant.
 func (g *Graph) Ints1(data ...int64) *Value { return g.Int64s([]int64{int64(len(data))}, data...) }
 

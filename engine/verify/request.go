@@ -28,11 +28,18 @@ func pictureOptions(kwargs json.RawMessage) (o engine.PictureOptions, err error)
 			MaxPatches    int   `json:"max_patches"`
 			Splitting     *bool `json:"do_image_splitting"`
 		} `json:"images_kwargs"`
+		Text struct {
+			// false says that the template's own BOS is not to get a second one before it, which no prompt gets here.
+			Special *bool `json:"add_special_tokens"`
+		} `json:"text_kwargs"`
 	}
 	decoder := json.NewDecoder(bytes.NewReader(kwargs))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&known); err != nil {
 		return o, fmt.Errorf("options of the processor that this version does not know: %w", err)
+	}
+	if special := known.Text.Special; special != nil && *special {
+		return o, errors.New("add_special_tokens is true: special tokens before those of a template are not verified by this version")
 	}
 	for _, on := range []*bool{known.Images.CropToPatches, known.Images.Splitting} {
 		if on != nil && !*on {

@@ -100,6 +100,7 @@ func (m *Manifest) Validate() error {
 		}
 	}
 	m.validatePicture(&p)
+	m.validateAudio(&p)
 	m.validateDecoder(&p)
 	m.validateInstruction(&p)
 	m.validateScoring(&p)
@@ -124,6 +125,10 @@ func (m *Manifest) validatePicture(p *problems) {
 	if v := pic.Video; v != nil {
 		p.within("picture.video.pool", v.Pool, 0, 1<<10)
 		p.check(m.Prompt.VideoPlaceholder != "", "picture.video is there and prompt.video_placeholder is empty")
+		p.within("picture.video.frames", v.Frames, 0, 1<<12)
+		p.within("picture.video.max_frames", v.MaxFrames, 0, 1<<12)
+		p.check(v.MaxFrames == 0 || v.Frames <= v.MaxFrames, "picture.video.frames is %d and picture.video.max_frames %d", v.Frames, v.MaxFrames)
+		p.check(v.Scaler == "" || v.Scaler == "swscale", "picture.video.scaler is %q; known is swscale", v.Scaler)
 		p.check(!v.EndNewline || pic.Newline != "", "picture.video.end_newline is set and picture.newline is empty")
 	}
 	p.check(pic.Video != nil || m.Prompt.VideoPlaceholder == "", "prompt.video_placeholder is %q and there is no picture.video", m.Prompt.VideoPlaceholder)

@@ -22,6 +22,7 @@ type Manifest struct {
 	Source     Source               `toml:"source"`
 	Components map[string]Component `toml:"components"`
 	Picture    *Picture             `toml:"picture,omitempty"` // nil: the model takes no pictures
+	Audio      *Audio               `toml:"audio,omitempty"`   // nil: the model takes no sound
 	Prompt     Prompt               `toml:"prompt"`
 	Tokens     Tokens               `toml:"tokens"`
 	Decoder    *Decoder             `toml:"decoder,omitempty"` // nil: the model generates no text (scores and embeddings only)
@@ -144,6 +145,16 @@ type Video struct {
 	Pool int `toml:"pool,omitzero"`
 	// EndNewline says that the picture's Newline follows the last frame.
 	EndNewline bool `toml:"end_newline,omitempty"`
+	// Whole says that all frames of a video are one run of the stages, which make the rows of one tile of it; a picture is a
+	// video of one frame.
+	Whole bool `toml:"whole,omitempty"`
+	// Frames is how many frames are chosen from a video where a request says nothing: evenly, from the first; 0: as many as a
+	// general bound allows.
+	Frames    int `toml:"frames,omitzero"`
+	MaxFrames int `toml:"max_frames,omitzero"` // of a video; 0: the context bounds them
+	// Scaler is "swscale" where frames are resized by a video's decoder, FFmpeg's scale=W:H:flags=bilinear, before they are
+	// prepared; empty where they come at their own size.
+	Scaler string `toml:"scaler,omitempty"`
 }
 
 // Prompt says how messages become text and where pictures go in it.
@@ -175,6 +186,8 @@ type Prompt struct {
 	FramePrefix      string `toml:"frame_prefix,omitempty"`
 	FrameSuffix      string `toml:"frame_suffix,omitempty"`
 	FrameSeparator   string `toml:"frame_separator,omitempty"`
+	// AudioPlaceholder stands for one sound and becomes its image tokens; empty where the model takes none.
+	AudioPlaceholder string `toml:"audio_placeholder,omitempty"`
 	// Named says that a picture has a name between Prefix and Suffix: in a raw prompt it is written there, and where it is no
 	// longer than the picture's tokens, their first ids as reported are its bytes.
 	Named bool `toml:"named,omitempty"`
@@ -258,9 +271,12 @@ type Embeddings struct {
 
 // Generation holds the defaults that apply when a request says nothing.
 type Generation struct {
-	MaxNewTokens      int     `toml:"max_new_tokens"`
-	Temperature       float64 `toml:"temperature"` // of the release, informative: glimpse is greedy unless told otherwise
-	TopP              float64 `toml:"top_p"`
-	TopK              int     `toml:"top_k"`
-	RepetitionPenalty float64 `toml:"repetition_penalty"`
+	MaxNewTokens int `toml:"max_new_tokens"`
+	// Stop are texts that end every answer, beside those of a request: conversations that end a turn with a text instead
+	// of a token.
+	Stop              []string `toml:"stop,omitempty"`
+	Temperature       float64  `toml:"temperature"` // of the release, informative: glimpse is greedy unless told otherwise
+	TopP              float64  `toml:"top_p"`
+	TopK              int      `toml:"top_k"`
+	RepetitionPenalty float64  `toml:"repetition_penalty"`
 }

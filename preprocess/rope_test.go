@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -120,5 +121,26 @@ func TestRopeTablesRefuse(t *testing.T) {
 		if _, _, err := RopeTables(c.rope, c.positions, 64); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v, %d positions: error %v, want one with %q", c.rope, c.positions, err, c.want)
 		}
+	}
+}
+
+// The base of a prompt's length is that of get_ntk_alpha in Qwen-7B's code, worked out in Python.
+func TestPromptNTKGrowsInSteps(t *testing.T) {
+	r := manifest.Rope{Type: manifest.RopePromptNTK, Theta: 10000, Dim: 128, OriginalMaxPositions: 2048}
+	for _, c := range []struct {
+		prompt int
+		alpha  float64
+	}{{0, 1}, {2048, 1}, {2049, 3}, {4096, 3}, {4097, 7}, {8192, 7}} {
+		got, _, err := ropeFrequencies(r, c.prompt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := inverseFrequencies(float32(10000*math.Pow(c.alpha, 128.0/126)), 128)
+		if !slices.Equal(got, want) {
+			t.Errorf("a prompt of %d tokens does not have α = %v", c.prompt, c.alpha)
+		}
+	}
+	if _, _, err := ropeFrequencies(manifest.Rope{Type: manifest.RopePromptNTK, Theta: 10000, Dim: 128}, 1); err == nil {
+		t.Error("no original length gives no error")
 	}
 }

@@ -84,7 +84,7 @@ var (
 
 // decodeProcessor reads the configuration over the defaults of its class and notes what the recipes cannot do.
 func decodeProcessor(raw json.RawMessage, kinds []string, t *blocks.Tensors) imageProcessor {
-	p := imageProcessor{Resample: 3, RescaleFactor: 1.0 / 255, Mean: clipMean, Std: clipStd}
+	p := imageProcessor{Resample: 3, RescaleFactor: 1.0 / 255, Mean: slices.Clone(clipMean), Std: slices.Clone(clipStd)}
 	if raw != nil {
 		decode(raw, &p, processorFile, t)
 	}

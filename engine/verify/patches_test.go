@@ -54,3 +54,30 @@ func TestPatchModels(t *testing.T) {
 		})
 	}
 }
+
+// The authors' release: pictures with names in the prompt, boxes, and texts that run no graph.
+func TestNamedPictures(t *testing.T) {
+	report, err := verify.Run(t.Context(), openSet(t, "qwenvl-tiny"), filepath.Join(goldens, "qwenvl-tiny"), verify.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]int{}
+	for _, c := range report.Cases {
+		for _, r := range c.Rows {
+			rows[r.Array]++
+			if !r.OK {
+				t.Errorf("%s %s: %g of %g %s", c.ID, r.Array, r.MaxAbsDiff, r.Tolerance, r.Note)
+			}
+		}
+	}
+	if !report.OK || len(report.Cases) != 30 {
+		t.Errorf("ok %v with %d cases, want 30", report.OK, len(report.Cases))
+	}
+	for name, n := range map[string]int{"prompt_text": 6, "input_ids": 6, "num_image_tokens": 6, "pixel_values": 5, "vision_features": 1, "projected": 4,
+		"inputs_embeds": 1, "logits_first": 6, "logits_last": 6, "generated_ids": 6, "text_raw": 6, "ids_allowed_all": 12, "ids_allowed_image_st_only": 11,
+		"boxes": 8, "error": 2, "image": 2} {
+		if rows[name] != n {
+			t.Errorf("%d rows %s, want %d", rows[name], name, n)
+		}
+	}
+}

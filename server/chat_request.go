@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"glimpse/engine"
 	"glimpse/server/spec"
@@ -18,15 +19,18 @@ type chatRequest struct {
 	Stream        bool           `json:"stream" doc:"Send the answer as server-sent events while it is made."`
 	StreamOptions *streamOptions `json:"stream_options" doc:"Only with stream."`
 
-	MaxTokens           *int64   `json:"max_tokens" range:"1..1048576" doc:"Most tokens of the answer; older name of max_completion_tokens. Without either, the model's own default."`
-	MaxCompletionTokens *int64   `json:"max_completion_tokens" range:"1..1048576" doc:"Most tokens of the answer."`
-	N                   *int64   `json:"n" range:"1..128" doc:"Number of answers; the server may allow fewer than the bound here."`
-	Temperature         *float64 `json:"temperature" range:"0..2" doc:"0, the default, is greedy decoding."`
-	TopP                *float64 `json:"top_p" range:"0..1" doc:"Nucleus sampling: keep the smallest set of tokens that reaches this probability. Default 1; 0 leaves the most probable token."`
-	TopK                *int64   `json:"top_k" range:"-1..1048576" doc:"Keep this many most probable tokens. Default 0, off; so is -1."`
-	MinP                *float64 `json:"min_p" range:"0..1" doc:"Drop tokens less probable than this share of the most probable one. Default 0, off."`
-	RepetitionPenalty   *float64 `json:"repetition_penalty" range:"0.01..100" doc:"Divides the positive logits of tokens that were there before, multiplies negative ones. Default 1, off."`
-	Seed                *int64   `json:"seed" doc:"The same seed gives the same answers. Choice i of several uses seed + i."`
+	MaxTokens           *int64             `json:"max_tokens" range:"1..1048576" doc:"Most tokens of the answer; older name of max_completion_tokens. Without either, the model's own default."`
+	MaxCompletionTokens *int64             `json:"max_completion_tokens" range:"1..1048576" doc:"Most tokens of the answer."`
+	N                   *int64             `json:"n" range:"1..128" doc:"Number of answers; the server may allow fewer than the bound here."`
+	Temperature         *float64           `json:"temperature" range:"0..2" doc:"0, the default, is greedy decoding."`
+	TopP                *float64           `json:"top_p" range:"0..1" doc:"Nucleus sampling: keep the smallest set of tokens that reaches this probability. Default 1; 0 leaves the most probable token."`
+	TopK                *int64             `json:"top_k" range:"-1..1048576" doc:"Keep this many most probable tokens. Default 0, off; so is -1."`
+	MinP                *float64           `json:"min_p" range:"0..1" doc:"Drop tokens less probable than this share of the most probable one. Default 0, off."`
+	RepetitionPenalty   *float64           `json:"repetition_penalty" range:"0.01..100" doc:"Divides the positive logits of tokens that were there before, multiplies negative ones. Default 1, off."`
+	FrequencyPenalty    *float64           `json:"frequency_penalty" range:"-2..2" doc:"Taken from a token's score for each time that the answer already has it. Default 0."`
+	PresencePenalty     *float64           `json:"presence_penalty" range:"-2..2" doc:"Taken from a token's score once when the answer already has it. Default 0."`
+	LogitBias           map[string]float64 `json:"logit_bias" items:"0..1024" range:"-100..100" doc:"Token ids and what is added to their scores."`
+	Seed                *int64             `json:"seed" doc:"The same seed gives the same answers. Choice i of several uses seed + i."`
 
 	Stop        *spec.TextOr[[]string] `json:"stop" items:"1..4" maxlen:"256" doc:"The answer ends before the first of these."`
 	Logprobs    bool                   `json:"logprobs" doc:"Return the log-probability of each token of the answer."`
@@ -36,9 +40,6 @@ type chatRequest struct {
 	User             string          `json:"user" maxlen:"256" doc:"Your name for the end user; it goes into the server's log."`
 	SafetyIdentifier string          `json:"safety_identifier" maxlen:"256" doc:"Newer name of user."`
 
-	FrequencyPenalty  spec.Refused `json:"frequency_penalty" accept:"null|0"`
-	PresencePenalty   spec.Refused `json:"presence_penalty" accept:"null|0"`
-	LogitBias         spec.Refused `json:"logit_bias" accept:"null|{}"`
 	Tools             spec.Refused `json:"tools" accept:"null|[]"`
 	ToolChoice        spec.Refused `json:"tool_choice" accept:"null|\"none\"|\"auto\""`
 	ParallelToolCalls spec.Refused `json:"parallel_tool_calls" accept:"null|true|false"`
@@ -135,18 +136,20 @@ func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, 
 	if c.logprobs {
 		c.request.Logprobs = max(c.topLogprobs, 1) // the engine's 0 means none at all
 	}
-	if err := q.limitTokens(&c.request); err != nil {
+	var err error
+	if err = q.limitTokens(&c.request); err != nil {
 		return nil, err
 	}
-	if err := q.stops(&c.request); err != nil {
+	if err = q.stops(&c.request); err != nil {
 		return nil, err
 	}
 	c.request.Sampling = q.sampling()
-	messages, err := s.messages(ctx, q.Messages)
-	if err != nil {
+	if c.request.LogitBias, err = biases(q.LogitBias); err != nil {
 		return nil, err
 	}
-	c.request.Messages = messages
+	if c.request.Messages, err = s.messages(ctx, q.Messages); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -199,11 +202,33 @@ func (q *chatRequest) sampling() engine.Sampling {
 	if q.RepetitionPenalty != nil {
 		p.RepetitionPenalty = *q.RepetitionPenalty
 	}
+	if q.FrequencyPenalty != nil {
+		p.FrequencyPenalty = *q.FrequencyPenalty
+	}
+	if q.PresencePenalty != nil {
+		p.PresencePenalty = *q.PresencePenalty
+	}
 	if q.Seed != nil {
 		seed := uint64(*q.Seed)
 		p.Seed = &seed
 	}
 	return p
+}
+
+// biases reads the token ids of logit_bias, which JSON has as names.
+func biases(in map[string]float64) (map[int32]float64, error) {
+	if len(in) == 0 {
+		return nil, nil
+	}
+	out := make(map[int32]float64, len(in))
+	for name, bias := range in {
+		id, err := strconv.ParseInt(name, 10, 32)
+		if err != nil || id < 0 || strconv.FormatInt(id, 10) != name {
+			return nil, invalid("logit_bias", spec.CodeValue, fmt.Sprintf("logit_bias has the key %.40q, which is not a token id", name))
+		}
+		out[int32(id)] = bias
+	}
+	return out, nil
 }
 
 // messages turns OpenAI's messages into the engine's.

@@ -105,8 +105,11 @@ func (d *decoder) syntax(err error) {
 
 // value decodes the next JSON value into v by n; f holds the bounds of the field it belongs to.
 func (d *decoder) value(n *node, f field, v reflect.Value, path string) error {
-	if n.kind == kindRefused {
+	switch n.kind {
+	case kindRefused:
 		return d.refused(f, path)
+	case kindJSON:
+		return d.json(f, v, path)
 	}
 	token, err := d.dec.Token()
 	if err != nil {
@@ -157,6 +160,10 @@ func (d *decoder) tokenValue(n *node, f field, v reflect.Value, path string, tok
 		if b, ok := token.(bool); ok {
 			v.SetBool(b)
 			return nil
+		}
+	case kindNumbers:
+		if token == json.Delim('{') {
+			return d.numbers(f, v, path)
 		}
 	case kindInteger, kindNumber:
 		if number, ok := token.(json.Number); ok {
@@ -274,6 +281,70 @@ func (d *decoder) number(n *node, f field, v reflect.Value, path string, number 
 	}
 	if f.bounded && (value < f.low || value > f.high) {
 		return d.addOrStop(path, CodeValue, "%s is %s; it must lie in %s..%s", path, clip(number.String()), format(f.low), format(f.high))
+	}
+	return nil
+}
+
+// numbers decodes an object of numbers; bounds on values and on their count are those of the field.
+func (d *decoder) numbers(f field, v reflect.Value, path string) error {
+	out := map[string]float64{}
+	for d.dec.More() {
+		token, err := d.dec.Token()
+		if err != nil {
+			return err
+		}
+		name, ok := token.(string)
+		if !ok {
+			return fmt.Errorf("a name was expected, not %v", token)
+		}
+		at := join(path, clip(name))
+		if _, twice := out[name]; twice {
+			d.add(at, CodeSyntax, "%s is there twice", at)
+			return errStop
+		}
+		if f.counted && len(out) >= f.most {
+			d.add(path, CodeValue, "%s may have at most %d entries", path, f.most)
+			return errStop
+		}
+		number, err := d.dec.Token()
+		if err != nil {
+			return err
+		}
+		value, ok := number.(json.Number)
+		if !ok {
+			return d.mismatch(&node{kind: kindNumber}, describeToken(number), at)
+		}
+		x := reflect.New(reflect.TypeFor[float64]()).Elem()
+		if err := d.number(&node{kind: kindNumber}, f, x, at, value); err != nil {
+			return err
+		}
+		out[name] = x.Float()
+	}
+	if _, err := d.dec.Token(); err != nil {
+		return err
+	}
+	v.Set(reflect.ValueOf(out))
+	if f.counted && len(out) < f.least {
+		return d.addOrStop(path, CodeValue, "%s needs at least %d entries", path, f.least)
+	}
+	return nil
+}
+
+// json keeps an object as it was sent.
+func (d *decoder) json(f field, v reflect.Value, path string) error {
+	var raw json.RawMessage
+	if err := d.dec.Decode(&raw); err != nil {
+		return err
+	}
+	switch {
+	case raw[0] == '{':
+		v.SetBytes(raw)
+		return nil
+	case string(raw) != "null":
+		d.add(path, CodeType, "%s must be an object", path)
+		return errStop
+	case f.required:
+		return d.addOrStop(path, CodeMissing, "%s must not be null", path)
 	}
 	return nil
 }

@@ -26,6 +26,18 @@ func (n *node) openAPI(f field) map[string]any {
 		return map[string]any{"oneOf": []any{n.textSchema(f), n.elem.openAPI(f)}}
 	case kindRefused:
 		return map[string]any{"enum": f.accept}
+	case kindJSON:
+		return map[string]any{"type": "object"}
+	case kindNumbers:
+		value := map[string]any{"type": "number"}
+		if f.bounded {
+			value["minimum"], value["maximum"] = f.low, f.high
+		}
+		out := map[string]any{"type": "object", "additionalProperties": value}
+		if f.counted {
+			out["minProperties"], out["maxProperties"] = f.least, f.most
+		}
+		return out
 	}
 	out := map[string]any{"type": "number"}
 	if n.kind == kindInteger {

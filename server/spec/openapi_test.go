@@ -13,7 +13,8 @@ import (
 var values = []any{nil, true, "", "a", "b", "x", "abc", "toolongtext", 0, 1, 2, 4, -1, 0.5, 1.5, []any{}, []any{"x"}, []any{"x", "yz"}, []any{"toolong"}, []any{1}, []any{nil},
 	[]any{"x", "y", "z"}, map[string]any{}, map[string]any{"kind": "a"}, map[string]any{"kind": "b", "score": 0.25}, map[string]any{"kind": "c"}, map[string]any{"kind": "a", "score": 2},
 	map[string]any{"kind": "a", "more": 1}, map[string]any{"kind": nil}, []any{map[string]any{"kind": "a"}}, []any{map[string]any{"kind": "a"}, map[string]any{}},
-	[]any{map[string]any{"kind": "a"}, map[string]any{"kind": "b"}, map[string]any{"kind": "a"}}}
+	[]any{map[string]any{"kind": "a"}, map[string]any{"kind": "b"}, map[string]any{"kind": "a"}},
+	map[string]any{"a": 0.5}, map[string]any{"a": 2}, map[string]any{"a": 0, "b": 1, "c": 1}}
 
 // The schema and the decoder take the same requests.
 func TestSchemaAndDecoderAgree(t *testing.T) {
@@ -21,7 +22,7 @@ func TestSchemaAndDecoderAgree(t *testing.T) {
 	accepted := 0
 	rapid.Check(t, func(t *rapid.T) {
 		request := map[string]any{}
-		for _, name := range []string{"name", "count", "on", "list", "words", "best", "no", "unknown"} {
+		for _, name := range []string{"name", "count", "on", "list", "words", "best", "no", "weights", "free", "unknown"} {
 			// Most requests name themselves rightly and hold few fields, or hardly any would be accepted.
 			switch {
 			case name == "name" && rapid.IntRange(0, 4).Draw(t, "named") > 0:

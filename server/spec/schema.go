@@ -12,7 +12,7 @@
 //	accept:"null|0|[]"   of a Refused field: the JSON values that ask for nothing and so pass
 //	doc:"…"              one sentence for the OpenAPI document
 //
-// Field types: string, bool, int64, float64, structs, slices, TextOr, Refused, and pointers to these. JSON null leaves a
+// Field types: string, bool, int64, float64, structs, slices, map[string]float64, TextOr, JSON, Refused, and pointers to these. JSON null leaves a
 // field as it was, which is why fields whose zero value means something are pointers.
 package spec
 
@@ -27,6 +27,10 @@ import (
 // Refused is the type of a field that is known and not supported. It is an error unless its value is one of those its
 // accept tag lists, so that a client's neutral defaults pass and nothing is silently ignored.
 type Refused struct{}
+
+// JSON is the type of a field that is a JSON object whose inside is not the server's business, a JSON schema for one. It is
+// kept as it was sent.
+type JSON json.RawMessage
 
 // TextOr is a value that is either a string or a T (a slice or a struct).
 type TextOr[T any] struct {
@@ -55,9 +59,11 @@ const (
 	kindBoolean
 	kindTextOr
 	kindRefused
+	kindNumbers // an object of numbers
+	kindJSON
 )
 
-var kindNames = [...]string{"an object", "an array", "a string", "an integer", "a number", "a boolean", "a string or ", "unsupported"}
+var kindNames = [...]string{"an object", "an array", "a string", "an integer", "a number", "a boolean", "a string or ", "unsupported", "an object of numbers", "an object"}
 
 // Schema describes one JSON object; make it with Of.
 type Schema struct {
@@ -104,6 +110,12 @@ func describe(t reflect.Type) *node {
 	}
 	if t == reflect.TypeFor[Refused]() {
 		return &node{kind: kindRefused}
+	}
+	if t == reflect.TypeFor[JSON]() {
+		return &node{kind: kindJSON}
+	}
+	if t == reflect.TypeFor[map[string]float64]() {
+		return &node{kind: kindNumbers}
 	}
 	if alt, ok := reflect.New(t).Interface().(alternatives); ok {
 		elem := describe(alt.alternative().Type())

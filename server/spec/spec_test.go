@@ -22,6 +22,9 @@ type outer struct {
 	Words *TextOr[[]string] `json:"words" items:"1..2" maxlen:"3"`
 	Best  TextOr[inner]     `json:"best"`
 	No    Refused           `json:"no" accept:"null|0|[]|\"x\""`
+
+	Weights map[string]float64 `json:"weights" items:"1..2" range:"0..1"`
+	Free    JSON               `json:"free"`
 }
 
 var outerSchema = Of[outer]()
@@ -37,6 +40,7 @@ func TestDecode(t *testing.T) {
 			outer{Name: "n", Count: &two, On: true, List: []inner{{Kind: "a", Score: &half}}, Words: &TextOr[[]string]{Value: []string{"x", "yz"}}, Best: TextOr[inner]{Value: inner{Kind: "b"}}}},
 		{`{"name":"n","words":"abc","best":"t","no":[ ]}`, outer{Name: "n", Words: &TextOr[[]string]{IsText: true, Text: "abc"}, Best: TextOr[inner]{IsText: true, Text: "t"}}},
 		{`{"name":"n","count":null,"on":null,"list":null,"words":null,"best":null,"no":"x"}`, outer{Name: "n"}},
+		{`{"name":"n","weights":{"a":1,"b":0.5},"free":{"x": [1]}}`, outer{Name: "n", Weights: map[string]float64{"a": 1, "b": 0.5}, Free: JSON(`{"x": [1]}`)}},
 		{`{"n\u0061me":"\ud83d\ude00"}`, outer{Name: "😀"}},
 	}
 	for _, tc := range cases {
@@ -58,6 +62,10 @@ func TestDecodeRefuses(t *testing.T) {
 		{`null`, []Problem{{Code: CodeType}}},
 		{`"x"`, []Problem{{Code: CodeType}}},
 		{`{"name":"n"`, []Problem{{Code: CodeSyntax}}},
+		{`{"name":"n","weights":{"a":2}}`, []Problem{{Param: "weights.a", Code: CodeValue}}},
+		{`{"name":"n","weights":{"a":"b"}}`, []Problem{{Param: "weights.a", Code: CodeType}}},
+		{`{"name":"n","weights":{"a":1,"a":1}}`, []Problem{{Param: "weights.a", Code: CodeSyntax}}},
+		{`{"name":"n","free":"x"}`, []Problem{{Param: "free", Code: CodeType}}},
 		{`{"name":"n",}`, []Problem{{Code: CodeSyntax}}},
 		{`{"name":"n"}x`, []Problem{{Code: CodeSyntax}}},
 		{`{}`, []Problem{{Param: "name", Code: CodeMissing}}},
@@ -105,7 +113,7 @@ func TestMessagesAreShort(t *testing.T) {
 
 func TestFields(t *testing.T) {
 	want := []FieldName{{Name: "name"}, {Name: "count"}, {Name: "on"}, {Name: "list"}, {Name: "list[].kind"}, {Name: "list[].score"}, {Name: "words"},
-		{Name: "best"}, {Name: "best.kind"}, {Name: "best.score"}, {Name: "no", Refused: true}}
+		{Name: "best"}, {Name: "best.kind"}, {Name: "best.score"}, {Name: "no", Refused: true}, {Name: "weights"}, {Name: "free"}}
 	if diff := cmp.Diff(want, outerSchema.Fields()); diff != "" {
 		t.Error(diff)
 	}

@@ -7,9 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 
 	"glimpse/engine"
 	"glimpse/server/spec"
@@ -30,6 +32,7 @@ const (
 	codeBusy           = "server_busy"
 	codeDraining       = "server_stopping"
 	codeInternal       = "internal_error"
+	codeUnavailable    = "model_unavailable"
 	codeBodyTooLarge   = "request_too_large"
 	codeSlowBody       = "request_timeout"
 	codeAnswerTimeout  = "answer_timeout"
@@ -86,6 +89,13 @@ func invalid(param, code, message string) *Error {
 	return &Error{Status: http.StatusBadRequest, Type: typeInvalid, Code: code, Param: param, Message: message}
 }
 
+// unavailable is what a model returns when it cannot answer now and will again: its process died, or does not start. Its
+// text is for the client.
+type unavailable interface {
+	error
+	RetryAfter() time.Duration
+}
+
 // asError says what a client is told about err. Errors that are not the client's fault get an id that is in the log too,
 // and none of their text.
 func asError(err error) *Error {
@@ -93,10 +103,14 @@ func asError(err error) *Error {
 		own      *Error
 		request  *engine.RequestError
 		decoding *spec.Error
+		later    unavailable
 	)
 	switch {
 	case errors.As(err, &own):
 		return own
+	case errors.As(err, &later):
+		return &Error{Status: http.StatusServiceUnavailable, Type: typeServer, Code: codeUnavailable, Message: later.Error(),
+			RetryAfter: max(1, int(math.Ceil(later.RetryAfter().Seconds()))), cause: err}
 	case errors.As(err, &request):
 		return &Error{Status: http.StatusBadRequest, Type: typeInvalid, Code: request.Code, Param: request.Param, Message: request.Message, cause: err}
 	case errors.As(err, &decoding):

@@ -80,6 +80,9 @@ func (s *Server) getModel(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// Readier is a Model that may be served before it can answer: /readyz is 503 while one is not ready.
+type Readier interface{ Ready() bool }
+
 type status struct {
 	Status string `json:"status"`
 }
@@ -93,6 +96,12 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 	if s.draining.Load() {
 		writeJSON(w, http.StatusServiceUnavailable, status{"stopping"})
 		return nil
+	}
+	for _, m := range s.models {
+		if r, ok := m.Model.(Readier); ok && !r.Ready() {
+			writeJSON(w, http.StatusServiceUnavailable, status{"loading"})
+			return nil
+		}
 	}
 	writeJSON(w, http.StatusOK, status{"ready"})
 	return nil

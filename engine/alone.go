@@ -1,5 +1,5 @@
 // Pictures that go through the graphs one by one: those of models that take pictures at their own size, whose tensors
-// count the rows of their own picture.
+// count the rows of their own picture; and videos whose frames are seen together.
 
 package engine
 
@@ -16,7 +16,7 @@ import (
 const pixelValues = "pixel_values"
 
 // alone reports whether the recipe's pictures go through the graphs one by one.
-func (p *pictures) alone() bool { return p.spec.Patches != nil }
+func (p *pictures) alone() bool { return p.spec.Patches != nil || p.whole() }
 
 // prepareAlone makes the tensors of each picture by itself. Given pixel_values take the place of the recipe's.
 func (e *Engine) prepareAlone(ctx context.Context, p *Prepared, given map[string]Array) error {
@@ -28,12 +28,19 @@ func (e *Engine) prepareAlone(ctx context.Context, p *Prepared, given map[string
 		return err
 	}
 	var pixels Array
-	for _, one := range prepared {
+	for i, one := range prepared {
 		tensors := map[string]Array{}
 		for name, t := range one.Tensors {
 			tensors[name] = Array{Shape: slices.Clone(t.Shape), Data: t.Float32, Int64: t.Int64}
 		}
-		p.alone = append(p.alone, tensors)
+		if p.placed[i].frame > 1 && e.pictures.whole() {
+			last := p.alone[len(p.alone)-1]
+			for name, more := range tensors {
+				last[name] = last[name].join(more)
+			}
+		} else {
+			p.alone = append(p.alone, tensors)
+		}
 		own := tensors[pixelValues]
 		if pixels.Shape == nil {
 			pixels.Shape = slices.Clone(own.Shape)

@@ -33,14 +33,17 @@ const (
 	PartText  = "text"
 	PartImage = "image"
 	PartVideo = "video"
+	PartAudio = "audio"
 )
 
-// Part is one piece of a message: text, a picture, or a video.
+// Part is one piece of a message: text, a picture, a video, or a sound.
 type Part struct {
-	Type    string    // PartText, PartImage or PartVideo
+	Type    string    // PartText, PartImage, PartVideo or PartAudio
 	Text    string    // of PartText
 	Picture *Picture  // of PartImage
 	Frames  []Picture // of PartVideo, in their order; all are used
+	Seconds []float64 // of PartVideo, when each frame is shown; nil where that is not known
+	Sound   *Sound    // of PartAudio
 }
 
 // Picture is an encoded picture: PNG, JPEG, WebP, GIF, BMP or TIFF.
@@ -57,10 +60,14 @@ const (
 	TilingHD   = preprocess.TilingHD   // tiles for a model that was released without (LLaVA-1.5-HD)
 )
 
-// PictureOptions say how the pictures of a request are cut into tiles. They do not apply to frames of videos.
+// PictureOptions say how the pictures of a request are cut into tiles, or how large they are seen. They do not apply to
+// frames of videos. An option that the model cannot follow is an error.
 type PictureOptions struct {
 	Tiling   string // TilingAuto, TilingOff or TilingHD
 	MaxTiles int    // of one picture, the whole picture that some models add not counted; 0: the model's bound
+	// MinPixels and MaxPixels bound the area that a picture is resized to, for models that take pictures at their own size;
+	// 0: the model's bounds.
+	MinPixels, MaxPixels int
 }
 
 // Message is one turn of a chat, as the chat template sees it.
@@ -146,6 +153,7 @@ type Usage struct {
 	PromptTokens     int // picture tokens included
 	CompletionTokens int // the EOS included
 	ImageTokens      int // of PromptTokens, those that pictures take
+	AudioTokens      int // of PromptTokens, those that sounds take
 }
 
 // Timings says where the time of one request went. Other requests share the machine and, in Prefill and Decode, the steps.
@@ -172,6 +180,10 @@ var (
 	ErrNoScores = errors.New("the model has no scoring heads")
 	// ErrTextTooLong: a text is longer than the graphs that read it take.
 	ErrTextTooLong = errors.New("text too long")
+	// ErrNoSounds: the model takes no sound.
+	ErrNoSounds = errors.New("the model takes no sound")
+	// ErrSound: a sound cannot be read, or is longer than the limits allow.
+	ErrSound = errors.New("unreadable sound")
 	// ErrPicture: a picture cannot be read, or is larger than the limits allow.
 	ErrPicture = errors.New("unreadable picture")
 )
@@ -187,6 +199,7 @@ const (
 	CodeContextLength = "context_length_exceeded"
 	CodeInvalid       = "invalid_value"
 	CodeImage         = "invalid_image"
+	CodeAudio         = "invalid_audio"
 	CodeUnsupported   = "unsupported"
 )
 

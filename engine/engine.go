@@ -43,6 +43,7 @@ type Engine struct {
 	prompter    *prompter
 	pictures    *pictures  // nil: the model takes none
 	stages      *stages    // as pictures
+	sounds      *sounds    // nil: the model takes none
 	instruction *textInput // nil: the picture stages read no text
 	scorer      *scorer    // nil: the model compares no pictures with texts
 	embeddings  *embeddingTable
@@ -131,6 +132,12 @@ func (e *Engine) load(ctx context.Context, folder string, opts Options) (err err
 			return err
 		}
 	}
+	if m.Audio != nil {
+		if e.sounds, err = openSounds(ctx, folder, m, opts); err != nil {
+			return err
+		}
+		e.pictures.soundTokens = m.Audio.Tokens
+	}
 	if m.Instruction != nil {
 		if e.instruction, err = openTextInput(folder, *m.Instruction); err != nil {
 			return err
@@ -182,8 +189,8 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	e.limit = capacity
 	cfg := schedulerConfig{
 		slotCount: opts.Slots, chunk: chunk, hidden: spec.HiddenSize, vocab: spec.VocabSize,
-		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), spans: spans, logger: opts.Logger,
-		ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
+		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
+		spans: spans, ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
 	}
 	if source != nil {
 		e.sourceLimit, cfg.encoder = source.capacity, source
@@ -247,7 +254,7 @@ func (e *Engine) Close() error {
 			e.scheduler.close()
 		}
 		e.users.Wait()
-		e.err = errors.Join(e.decoder.Close(), e.scorer.Close(), e.stages.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
+		e.err = errors.Join(e.decoder.Close(), e.scorer.Close(), e.stages.Close(), e.sounds.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
 	})
 	return e.err
 }

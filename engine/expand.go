@@ -25,6 +25,9 @@ func (p *prompter) video(part Part, param string, j, i int) (medium, error) {
 	case len(part.Frames) > maxFrames:
 		return medium{}, badRequest(param, CodeInvalid, nil, "part %d of message %d is a video of %d frames; at most %d are taken", j, i, len(part.Frames), maxFrames)
 	}
+	if len(part.Seconds) > 0 && len(part.Seconds) != len(part.Frames) {
+		return medium{}, badRequest(param, CodeInvalid, nil, "part %d of message %d is a video of %d frames, with times of %d", j, i, len(part.Frames), len(part.Seconds))
+	}
 	m := medium{video: true}
 	for k := range part.Frames {
 		m.pictures = append(m.pictures, &part.Frames[k])
@@ -32,83 +35,87 @@ func (p *prompter) video(part Part, param string, j, i int) (medium, error) {
 	return m, nil
 }
 
-// placeholder is what stands for a part in a prompt that is made without a template's help.
+// placeholder is what stands for a part in a prompt; empty where the model takes none of the kind.
 func (p *prompter) placeholder(partType string) string {
-	if partType == PartVideo {
+	switch partType {
+	case PartVideo:
 		return p.prompt.VideoPlaceholder
+	case PartAudio:
+		return p.prompt.AudioPlaceholder
 	}
 	return p.prompt.Placeholder
 }
 
-// nextPlaceholder returns the text before the next placeholder, whether that is a video's, and the text behind it. ok is
-// false where there is none.
-func (p *prompter) nextPlaceholder(text string) (before string, video bool, rest string, ok bool) {
-	at, size := strings.Index(text, p.prompt.Placeholder), len(p.prompt.Placeholder)
-	if name := p.prompt.VideoPlaceholder; name != "" {
-		if v := strings.Index(text, name); v >= 0 && (at < 0 || v < at) {
-			at, size, video = v, len(name), true
+// partType is the kind of part that a medium comes from.
+func (m medium) partType() string {
+	switch {
+	case m.sound != nil:
+		return PartAudio
+	case m.video:
+		return PartVideo
+	}
+	return PartImage
+}
+
+// nextPlaceholder returns the text before the next placeholder, the kind of part that it stands for, and the text behind
+// it. The kind is empty where there is none.
+func (p *prompter) nextPlaceholder(text string) (before, partType, rest string) {
+	at, size := -1, 0
+	for _, kind := range []string{PartImage, PartVideo, PartAudio} {
+		name := p.placeholder(kind)
+		if i := strings.Index(text, name); name != "" && i >= 0 && (at < 0 || i < at) {
+			at, size, partType = i, len(name), kind
 		}
 	}
 	if at < 0 {
-		return text, false, "", false
+		return text, "", ""
 	}
-	return text[:at], video, text[at+size:], true
+	return text[:at], partType, text[at+size:]
 }
 
 // order checks the prompt's placeholders against its media and brings these into the order of the text: templates may
 // print all pictures before all videos, but the first picture is always that of the first picture's placeholder.
 func (p *prompter) order(plan *promptPlan, param string) error {
-	var pictures, videos []medium
+	have, wanted := map[string][]medium{}, map[string]int{}
 	for _, m := range plan.media {
-		if m.video {
-			videos = append(videos, m)
-		} else {
-			pictures = append(pictures, m)
-		}
+		have[m.partType()] = append(have[m.partType()], m)
 	}
 	ordered := make([]medium, 0, len(plan.media))
-	wanted, wantedVideos := 0, 0
-	_, video, rest, ok := p.nextPlaceholder(plan.text)
-	for ; ok; _, video, rest, ok = p.nextPlaceholder(rest) {
-		switch {
-		case video:
-			if wantedVideos++; wantedVideos <= len(videos) {
-				ordered = append(ordered, videos[wantedVideos-1])
-			}
-		default:
-			if wanted++; wanted <= len(pictures) {
-				ordered = append(ordered, pictures[wanted-1])
-			}
+	for _, kind, rest := p.nextPlaceholder(plan.text); kind != ""; _, kind, rest = p.nextPlaceholder(rest) {
+		if own := have[kind]; wanted[kind] < len(own) {
+			ordered = append(ordered, own[wanted[kind]])
 		}
+		wanted[kind]++
 	}
-	if wanted != len(pictures) {
-		return badRequest(param, CodeInvalid, nil, "the prompt has %d placeholders (%s) and the request %d pictures; each picture needs one",
-			wanted, p.prompt.Placeholder, len(pictures))
-	}
-	if wantedVideos != len(videos) {
-		return badRequest(param, CodeInvalid, nil, "the prompt has %d placeholders (%s) and the request %d videos; each video needs one",
-			wantedVideos, p.prompt.VideoPlaceholder, len(videos))
+	for _, kind := range []string{PartImage, PartVideo, PartAudio} {
+		if wanted[kind] != len(have[kind]) {
+			name := map[string]string{PartImage: "picture", PartVideo: "video", PartAudio: "sound"}[kind]
+			return badRequest(param, CodeInvalid, nil, "the prompt has %d placeholders (%s) and the request %d %ss; each %s needs one",
+				wanted[kind], p.placeholder(kind), len(have[kind]), name, name)
+		}
 	}
 	plan.media = ordered
 	return nil
 }
 
-// expand puts the text of each picture and video in the place of its placeholder; order has made sure that they fit.
+// expand puts the text of each medium in the place of its placeholder; order has made sure that they fit.
 func (p *prompter) expand(text string, list []placed) string {
 	var b strings.Builder
 	for {
-		before, video, rest, ok := p.nextPlaceholder(text)
+		before, kind, rest := p.nextPlaceholder(text)
 		b.WriteString(before)
-		if !ok {
-			return b.String()
-		}
 		n := 1
-		if video {
+		switch kind {
+		case "":
+			return b.String()
+		case PartVideo:
 			for !list[n-1].last {
 				n++
 			}
 			p.expandVideo(&b, list[:n])
-		} else {
+		case PartAudio:
+			b.WriteString(strings.Repeat(p.prompt.ImageToken, list[0].layout.Tokens))
+		default:
 			p.expandPicture(&b, list[0].layout)
 		}
 		text, list = rest, list[n:]

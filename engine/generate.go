@@ -19,6 +19,7 @@ type Prepared struct {
 	PromptText  string  // after the template, before pictures' placeholders are expanded
 	TokenIDs    []int32 // after the expansion
 	ImageTokens int     // of TokenIDs, those that pictures take
+	AudioTokens int     // of TokenIDs, those that sounds take
 	MaxTokens   int     // what the answer may have: the request's wish, clipped to the context
 	// Tensors are what the picture recipe made, all pictures along the leading dimension: "pixel_values" is
 	// [tiles, 3, height, width]. Nil without pictures.
@@ -28,6 +29,9 @@ type Prepared struct {
 	Pictures []PictureLayout
 
 	placed      []placed
+	order       []placed              // pictures and sounds; nil without sounds
+	sounds      []*Sound              // in the order of the prompt
+	heard       []map[string]Array    // the tensors of each sound
 	ids         []int32               // as TokenIDs, each token of a picture with the id that stands for one
 	alone       []map[string]Array    // the tensors of each picture, where pictures go through the graphs one by one
 	positions   []preprocess.Position // of TokenIDs, where they are not places in the sequence
@@ -58,6 +62,10 @@ func (e *Engine) Prepare(ctx context.Context, req Request) (*Prepared, error) {
 func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Array) (*Prepared, error) {
 	p, err := e.encode(req)
 	if err != nil {
+		return nil, err
+	}
+	given, sound := takeFbank(given)
+	if err := e.prepareSounds(ctx, p, sound); err != nil {
 		return nil, err
 	}
 	if len(p.placed) == 0 {
@@ -110,20 +118,22 @@ func (e *Engine) encode(req Request) (*Prepared, error) {
 				return nil, err
 			}
 		}
-		if p.placed, err = e.pictures.place(plan.media, req.PictureOptions); err != nil {
+		if p.order, err = e.pictures.place(plan.media, req.PictureOptions); err != nil {
 			return nil, err
 		}
+	}
+	all := p.order
+	if p.split(); len(p.placed) > 0 {
 		for _, pic := range p.placed {
 			l := pic.layout
-			p.ImageTokens += l.Tokens
 			p.Pictures = append(p.Pictures, PictureLayout{pic.width, pic.height, l.Tiles, l.Tokens, l.Grid.Columns, l.Grid.Rows, pic.frame})
 		}
 	}
 	// Before the expansion: a hostile number of picture tokens is refused without being written out.
-	if most := e.promptLimit(); most > 0 && p.ImageTokens > most {
-		return nil, e.tooLong("at least ", p.ImageTokens, p.ImageTokens)
+	if most, n := e.promptLimit(), p.ImageTokens+p.AudioTokens; most > 0 && n > most {
+		return nil, e.tooLong("at least ", n, n)
 	}
-	if p.ids, err = e.prompter.encode(plan, p.placed); err != nil {
+	if p.ids, err = e.prompter.encode(plan, all); err != nil {
 		return nil, err
 	}
 	if p.TokenIDs = p.ids; e.manifest.Prompt.Named {
@@ -232,12 +242,21 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Tensors, p.alone = nil, nil // not needed while the answer is generated
+	p.Tensors, p.alone, p.heard = nil, nil, nil // not needed while the answer is generated
 	return e.answer(ctx, req, p, made, preprocess, nil)
 }
 
-// features runs the picture stages; without pictures it returns an empty result.
+// features runs the picture and audio stages; without pictures and sounds it returns an empty result.
 func (e *Engine) features(ctx context.Context, p *Prepared, keep keeping) (*stageResult, error) {
+	seen, err := e.see(ctx, p, keep)
+	if err != nil || len(p.heard) == 0 {
+		return seen, err
+	}
+	return seen, e.listen(ctx, p, seen, keep)
+}
+
+// see runs the picture stages.
+func (e *Engine) see(ctx context.Context, p *Prepared, keep keeping) (*stageResult, error) {
 	if len(p.placed) == 0 {
 		return &stageResult{}, nil
 	}
@@ -279,7 +298,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 		features: made.features, imageToken: int32(m.Tokens.Image), videoToken: int32(m.Tokens.Video),
 		sampler: newSampler(req.Sampling, m.Decoder.VocabSize, cap(ids)),
 		text:    tokenizer.NewStream(e.prompter.tokenizer, true),
-		stopper: stopper{stops: req.Stop},
+		stopper: stopper{stops: slices.Concat(req.Stop, m.Generation.Stop)},
 		answer:  make([]byte, 0, 4*p.MaxTokens),
 		token:   req.Token, logprobs: req.Logprobs, piece: e.prompter.piece, trace: trace,
 	}
@@ -296,7 +315,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 	}
 	r := &Result{
 		Text: string(q.answer), TokenIDs: q.generated(), PromptTokenIDs: p.TokenIDs, FinishReason: q.finish,
-		Usage: Usage{PromptTokens: len(p.TokenIDs), CompletionTokens: len(q.generated()), ImageTokens: p.ImageTokens},
+		Usage: Usage{PromptTokens: len(p.TokenIDs), CompletionTokens: len(q.generated()), ImageTokens: p.ImageTokens, AudioTokens: p.AudioTokens},
 		Timings: Timings{
 			Load: e.loadTime, Preprocess: preprocess, Vision: made.first, Connector: made.rest,
 			Queue: q.admittedAt.Sub(q.submittedAt), Prefill: q.firstAt.Sub(q.admittedAt), Decode: q.endAt.Sub(q.firstAt),

@@ -22,7 +22,12 @@ type pictures struct {
 	spec   manifest.Picture
 	limits preprocess.Limits
 	gate   chan struct{} // a place for each picture being decoded
+
+	soundTokens int // of a sound in the prompt
 }
+
+// whole reports whether all frames of a video are one run of the stages.
+func (p *pictures) whole() bool { return p.spec.Video != nil && p.spec.Video.Whole }
 
 func newPictures(m *manifest.Picture, limits preprocess.Limits) (*pictures, error) {
 	if _, err := preprocess.NewRecipe(*m, preprocess.Options{}); err != nil {
@@ -36,15 +41,17 @@ func newPictures(m *manifest.Picture, limits preprocess.Limits) (*pictures, erro
 	return &pictures{spec: *m, limits: limits, gate: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
 }
 
-// medium is a picture of a prompt, or a video in it.
+// medium is a picture of a prompt, or a video or a sound in it.
 type medium struct {
 	pictures []*Picture // one, or the frames
 	video    bool
+	sound    *Sound
 }
 
-// placed is a picture of a prompt, or a frame of a video in it, with what its size decides.
+// placed is a picture of a prompt, or a frame of a video in it, with what its size decides; or a sound.
 type placed struct {
 	*Picture
+	sound         *Sound
 	recipe        preprocess.Recipe
 	layout        preprocess.Layout
 	width, height int
@@ -54,7 +61,7 @@ type placed struct {
 
 // place lays out the media of a prompt from their headers alone, frames one by one.
 func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
-	options := preprocess.Options{Tiling: o.Tiling, MaxTiles: o.MaxTiles}
+	options := preprocess.Options{Tiling: o.Tiling, MaxTiles: o.MaxTiles, MinPixels: o.MinPixels, MaxPixels: o.MaxPixels}
 	recipe, err := preprocess.NewRecipe(p.spec, options)
 	if err != nil {
 		return nil, badRequest("picture_options", CodeInvalid, err, "%v", err)
@@ -62,11 +69,19 @@ func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
 	var list []placed
 	total := 0
 	for _, m := range media {
+		if m.sound != nil {
+			list = append(list, placed{sound: m.sound, layout: preprocess.Layout{Tokens: p.soundTokens}})
+			total += p.soundTokens
+			continue
+		}
+		if p.whole() && p.spec.Video.MaxFrames > 0 && len(m.pictures) > p.spec.Video.MaxFrames {
+			return nil, badRequest("messages", CodeInvalid, nil, "a video has %d frames and the model sees at most %d at once: choose fewer", len(m.pictures), p.spec.Video.MaxFrames)
+		}
 		for i, pic := range m.pictures {
 			one := placed{Picture: pic, recipe: recipe}
 			if m.video {
 				one.frame, one.last = i+1, i == len(m.pictures)-1
-				if one.recipe, err = preprocess.NewRecipe(p.spec, preprocess.Options{Frame: true, LastFrame: one.last}); err != nil {
+				if one.recipe, err = preprocess.NewRecipe(p.spec, preprocess.Options{Frame: true, FirstFrame: i == 0, LastFrame: one.last}); err != nil {
 					return nil, badRequest("messages", CodeUnsupported, err, "%v", err)
 				}
 			}

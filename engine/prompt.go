@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"glimpse/manifest"
@@ -68,7 +69,7 @@ func openPrompter(folder string, m *manifest.Manifest) (*prompter, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	p.flat = !p.renders([]templatePart{{PartText, probeText}}) && p.renders(probeText)
+	p.flat = !p.renders([]templatePart{{Type: PartText, Text: probeText}}) && p.renders(probeText)
 	return p, nil
 }
 
@@ -174,12 +175,20 @@ type templateMessage struct {
 }
 
 type templatePart struct {
-	Type string
-	Text string // of PartText
+	Type    string
+	Text    string    // of PartText
+	Seconds []float64 // of PartVideo, where they are known
 }
 
-// MarshalJSON writes {"type":"text","text":…} or {"type":"image"}: upstream's parts have the keys of their type alone.
+// MarshalJSON writes {"type":"text","text":…}, {"type":"image"} or, of a video whose frames' times are known, these beside its
+// type as texts: upstream's parts have the keys of their type alone.
 func (t templatePart) MarshalJSON() ([]byte, error) {
+	if t.Type == PartVideo && len(t.Seconds) > 0 {
+		return json.Marshal(struct {
+			Type    string   `json:"type"`
+			Seconds []string `json:"seconds"`
+		}{t.Type, tenths(t.Seconds)})
+	}
 	if t.Type != PartText {
 		return json.Marshal(struct {
 			Type string `json:"type"`
@@ -189,6 +198,15 @@ func (t templatePart) MarshalJSON() ([]byte, error) {
 		Type string `json:"type"`
 		Text string `json:"text"`
 	}{t.Type, t.Text})
+}
+
+// tenths writes seconds as Python's str(round(s, 1)) does.
+func tenths(seconds []float64) []string {
+	out := make([]string, len(seconds))
+	for i, s := range seconds {
+		out[i] = strconv.FormatFloat(s, 'f', 1, 64)
+	}
+	return out
 }
 
 func (p *prompter) planMessages(req Request, plan *promptPlan) error {
@@ -250,7 +268,7 @@ func (p *prompter) message(i int, m Message, plan *promptPlan) ([]templatePart, 
 	for j, part := range m.Content {
 		switch part.Type {
 		case PartText:
-			parts = append(parts, templatePart{PartText, plan.shield.Cover(part.Text)})
+			parts = append(parts, templatePart{Type: PartText, Text: plan.shield.Cover(part.Text)})
 			joined.WriteString(part.Text)
 			covered.WriteString(probe.Cover(part.Text))
 		case PartImage:
@@ -264,19 +282,26 @@ func (p *prompter) message(i int, m Message, plan *promptPlan) ([]templatePart, 
 			if err != nil {
 				return nil, err
 			}
-			parts = append(parts, templatePart{Type: PartVideo})
+			parts = append(parts, templatePart{Type: PartVideo, Seconds: part.Seconds})
 			plan.media = append(plan.media, video)
+		case PartAudio:
+			sound, err := p.sound(part, param, j, i)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, templatePart{Type: PartAudio})
+			plan.media = append(plan.media, sound)
 		default:
-			return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d has the type %.40q; known are text, image and video", j, i, part.Type)
+			return nil, badRequest(param, CodeInvalid, nil, "part %d of message %d has the type %.40q; known are text, image, video and audio", j, i, part.Type)
 		}
 	}
 	// Texts of one message may be joined by the template; a name made of two of them would not be covered.
 	if probe.Cover(joined.String()) != covered.String() {
 		return nil, badRequest(param, CodeInvalid, nil, "the texts of message %d join into the name of a special token; send them as one part", i)
 	}
-	for _, name := range []string{p.prompt.Placeholder, p.prompt.ImageToken, p.prompt.VideoPlaceholder, p.prompt.VideoToken} {
+	for _, name := range []string{p.prompt.Placeholder, p.prompt.ImageToken, p.prompt.VideoPlaceholder, p.prompt.VideoToken, p.prompt.AudioPlaceholder} {
 		if name != "" && strings.Contains(covered.String(), name) {
-			return nil, badRequest(param, CodeInvalid, nil, "the text of message %d contains %s, which stands for a picture or a video; send it as a part of its own", i, name)
+			return nil, badRequest(param, CodeInvalid, nil, "the text of message %d contains %s, which stands for a picture, a video or a sound; send it as a part of its own", i, name)
 		}
 	}
 	return parts, nil

@@ -52,7 +52,12 @@ type stageResult struct {
 func openStages(ctx context.Context, folder string, m *manifest.Manifest, opts Options) (*stages, error) {
 	p := &stages{runtime: opts.Runtime, features: m.Picture.Features, newline: m.Picture.Newline, deepstack: deepstackLevels(m), batch: opts.PictureBatch, gate: make(chan struct{}, 1)}
 	p.queue = newTileQueue(p.batch, p.gate, p.runSegments)
-	for _, name := range m.Picture.Stages {
+	return p.load(ctx, folder, m.Picture.Stages, m, opts)
+}
+
+// load loads the graphs; after an error it has closed what it loaded.
+func (p *stages) load(ctx context.Context, folder string, names []string, m *manifest.Manifest, opts Options) (*stages, error) {
+	for _, name := range names {
 		s, err := loadComponent(ctx, folder, name, m, opts)
 		if err != nil {
 			return nil, errors.Join(err, p.Close())
@@ -72,7 +77,7 @@ func (p *stages) over(list []stage, batch int) *stages {
 	return other
 }
 
-// checkFlow makes sure that picture.features comes out of a stage, where there is a prompt that takes them.
+// checkFlow makes sure that the features come out of a stage, where there is a prompt that takes them.
 func (p *stages) checkFlow() error {
 	if p.features == "" {
 		return nil
@@ -84,7 +89,7 @@ func (p *stages) checkFlow() error {
 		}
 	}
 	if !slices.Contains(names, p.features) {
-		return fmt.Errorf("picture.features is %q, and the stages make %s", p.features, strings.Join(names, ", "))
+		return fmt.Errorf("the manifest's features are %q, and the stages make %s", p.features, strings.Join(names, ", "))
 	}
 	return nil
 }
@@ -369,8 +374,8 @@ func closeAll(tensors map[string]*graphs.Tensor) {
 	}
 }
 
-// resolve returns the shape of an output whose free dimensions are named like those of an input, or "NAME + NUMBER", or
-// "NAME / NUMBER" where the division leaves nothing over.
+// resolve returns the shape of an output whose free dimensions are named like those of an input, or "NAME + NUMBER",
+// "NAME * NUMBER", or "NAME / NUMBER" where the division leaves nothing over.
 func resolve(port graphs.Port, sizes map[string]int64) ([]int64, error) {
 	shape := slices.Clone(port.Shape)
 	for d, n := range shape {
@@ -390,6 +395,12 @@ func resolve(port graphs.Port, sizes map[string]int64) ([]int64, error) {
 			if ok = ok && err == nil && divisor > 0 && size%divisor == 0; ok {
 				size /= divisor
 			}
+		}
+		if base, by, product := strings.Cut(port.Symbols[d], " * "); !ok && product {
+			factor, err := strconv.ParseInt(by, 10, 32)
+			size, ok = sizes[base]
+			ok = ok && err == nil && factor > 0
+			size *= factor
 		}
 		if !ok {
 			return nil, fmt.Errorf("its output is %v, and dimension %d is that of no input", port, d)

@@ -35,6 +35,7 @@ func (m *Manifest) validateAudio(p *problems) {
 		p.check(m.Prompt.AudioPlaceholder == "", "prompt.audio_placeholder is %q and there is no audio", m.Prompt.AudioPlaceholder)
 		return
 	}
+	p.check(m.Picture != nil && m.Decoder != nil, "audio is there without picture or decoder: this is not supported")
 	p.check(a.Recipe != "", "audio.recipe is empty")
 	p.check(len(a.Stages) > 0, "audio.stages is empty")
 	m.stages(p, "audio.stages", a.Stages)
@@ -50,7 +51,7 @@ func (m *Manifest) validateAudio(p *problems) {
 	p.check(a.LowHz >= 0 && a.LowHz < float64(a.SampleRate)/2, "audio.low_hz is %v; it must lie in 0..%d", a.LowHz, a.SampleRate/2)
 	p.check(a.Preemphasis >= 0 && a.Preemphasis <= 1, "audio.preemphasis is %v; it must lie in 0..1", a.Preemphasis)
 	p.check(a.Std > 0, "audio.std is %v; it must be positive", a.Std)
-	p.check(m.Decoder == nil || m.Prompt.AudioPlaceholder != "", "audio is there and prompt.audio_placeholder is empty")
+	p.check(m.Prompt.AudioPlaceholder != "", "audio is there and prompt.audio_placeholder is empty")
 	p.check(!slices.Contains([]string{m.Prompt.Placeholder, m.Prompt.VideoPlaceholder}, m.Prompt.AudioPlaceholder) || m.Prompt.AudioPlaceholder == "",
 		"prompt.audio_placeholder is %q, as that of another medium", m.Prompt.AudioPlaceholder)
 }

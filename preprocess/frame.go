@@ -23,6 +23,14 @@ func newFrame(p manifest.Picture, o Options) (Recipe, error) {
 	s, err := newStretch(p)
 	r := frame{stretch: s, side: p.PatchGrid, pool: max(p.Video.Pool, 1), newline: p.Video.EndNewline && o.LastFrame}
 	problems := []error{err}
+	if p.Video.Whole {
+		if r.pool > 1 || p.Video.EndNewline {
+			problems = append(problems, errors.New("video.whole is set, and video.pool or video.end_newline are for frames by themselves"))
+		}
+		if !o.FirstFrame {
+			r.tokens = 0
+		}
+	}
 	if r.pool > 1 {
 		problems = append(problems, checkPatchGrid(p))
 	}

@@ -24,6 +24,8 @@ type Options struct {
 	// Frame says that the picture is a frame of a video, and LastFrame that it is the last of one; the options above do
 	// not apply to it.
 	Frame, LastFrame bool
+	// FirstFrame says that the frame is the first of its video, where all frames are one run and share its rows.
+	FirstFrame bool
 }
 
 // maxTilesOfPicture bounds what a manifest or a request may ask for; InternVL goes to 40, LLaVA-OneVision to 36.

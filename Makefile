@@ -92,15 +92,9 @@ bin/glimpse: $(GO_FILES) $(ORT_SO) $(TOKENIZERS_A)
 	rm -f $@
 	$(GO) build -o $@ ./cmd/glimpse
 
-DEMO_CHECKPOINT := testdata/models/scenes-llava
-
-.cache/demo/model.toml: bin/glimpse $(wildcard $(DEMO_CHECKPOINT)/*)
-	rm -rf .cache/demo
-	mkdir -p .cache
-	bin/glimpse convert $(DEMO_CHECKPOINT) -o .cache/demo
-
-demo: .cache/demo/model.toml
-	$(GO) run ./bench/demo -glimpse bin/glimpse -model .cache/demo -pictures testdata/pictures
+# Converts the sample checkpoints into .cache/ and shows each at work beside the truth.
+demo: bin/glimpse
+	$(GO) run ./bench/demo -glimpse bin/glimpse
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
-// Command demo captions the sample pictures with a built glimpse and prints each caption beside the true one. `make demo`
-// runs it.
+// Command demo shows the sample models at work with a built glimpse, each answer beside the truth: captions, a ranking of
+// captions by how well they fit, fine print that only tiles can read, boxes drawn on a picture. `make demo` runs it.
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -15,21 +16,35 @@ import (
 	"path/filepath"
 )
 
+// options says where things are.
 type options struct {
-	Glimpse  string
-	Model    string
-	Pictures string  // folder with pictures and captions.json
-	Output   string  // rows that glimpse caption writes
-	Least    float64 // share of captions that must be right
+	Glimpse  string // the binary
+	Models   string // folder of checkpoints
+	Pictures string // folder of the sample pictures
+	Cache    string // folder that converted models and what is made go to
+}
+
+// section is one model of the demonstration. A checkpoint that is not there is left out.
+type section struct {
+	checkpoint string // below options.Models
+	title      string
+	show       func(ctx context.Context, d *demo, model string) error
+}
+
+var sections = []section{
+	{"scenes-llava", "LLaVA-1.5 describes pictures", showCaptions},
+	{"scenes-blip2", "BLIP-2 captions the same pictures, without a prompt", showCaptions},
+	{"scenes-blip2-itm", "BLIP-2 ranks nine captions of each picture, eight of them wrong in one attribute", showRanking},
+	{"scenes-internvl", "InternVL reads fine print: with one tile a picture, and with tiles", showTiling},
+	{"scenes-qwenvl", "Qwen-VL points at things", showBoxes},
 }
 
 func main() {
 	var opts options
 	flag.StringVar(&opts.Glimpse, "glimpse", "bin/glimpse", "the `binary`")
-	flag.StringVar(&opts.Model, "model", ".cache/demo", "a converted model `folder`")
-	flag.StringVar(&opts.Pictures, "pictures", "testdata/pictures", "`folder` of pictures with their captions.json")
-	flag.StringVar(&opts.Output, "output", ".cache/demo-captions.jsonl", "where the captions go, a JSONL `file`")
-	flag.Float64Var(&opts.Least, "least", 0.75, "fail when a smaller `share` of the captions is right")
+	flag.StringVar(&opts.Models, "models", "testdata/models", "`folder` of checkpoints")
+	flag.StringVar(&opts.Pictures, "pictures", "testdata/pictures", "`folder` of pictures with their captions.json; pictures of other models lie beside it")
+	flag.StringVar(&opts.Cache, "cache", ".cache", "`folder` for converted models and what is made")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -40,89 +55,97 @@ func main() {
 	}
 }
 
-// truth is captions.json.
-type truth struct {
-	Prompt   string `json:"prompt"`
-	Pictures []struct {
-		File    string `json:"file"`
-		Caption string `json:"caption"`
-	} `json:"pictures"`
+// demo is a run of the demonstration.
+type demo struct {
+	options
+	out io.Writer
 }
 
 func run(ctx context.Context, opts options, out io.Writer) error {
-	var known truth
-	data, err := os.ReadFile(filepath.Join(opts.Pictures, "captions.json"))
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, &known); err != nil {
-		return fmt.Errorf("reading captions.json: %w", err)
-	}
-	if len(known.Pictures) == 0 {
-		return fmt.Errorf("captions.json names no pictures")
-	}
-	captions, err := caption(ctx, opts, known)
-	if err != nil {
-		return err
-	}
-
-	right := 0
-	for _, picture := range known.Pictures {
-		got := captions[picture.File]
-		verdict := "differs"
-		if got == picture.Caption {
-			right++
-			verdict = "same"
+	d := &demo{options: opts, out: out}
+	var failed []error
+	for _, s := range sections {
+		checkpoint := filepath.Join(opts.Models, s.checkpoint)
+		if _, err := os.Stat(filepath.Join(checkpoint, "config.json")); err != nil {
+			continue
 		}
-		fmt.Fprintf(out, "%s\n  caption  %s\n  truth    %s\n  %s\n", picture.File, got, picture.Caption, verdict)
+		fmt.Fprintf(out, "\n== %s (%s)\n\n", s.title, checkpoint)
+		model, err := d.convert(ctx, checkpoint)
+		if err == nil {
+			err = s.show(ctx, d, model)
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", s.checkpoint, err))
+		}
 	}
-	share := float64(right) / float64(len(known.Pictures))
-	fmt.Fprintf(out, "\n%d of %d captions are the true ones (%.0f %%)\n", right, len(known.Pictures), 100*share)
-	if share < opts.Least {
-		return fmt.Errorf("that is less than %.0f %%", 100*opts.Least)
+	return errors.Join(failed...)
+}
+
+// convert converts a checkpoint anew; the demonstration's models take a fraction of a second.
+func (d *demo) convert(ctx context.Context, checkpoint string) (string, error) {
+	model := filepath.Join(d.Cache, filepath.Base(checkpoint))
+	if err := os.MkdirAll(d.Cache, 0o755); err != nil {
+		return "", err
+	}
+	if err := os.RemoveAll(model); err != nil {
+		return "", err
+	}
+	_, err := d.glimpse(ctx, "convert", checkpoint, "-o", model)
+	return model, err
+}
+
+// glimpse runs the program and returns what it prints.
+func (d *demo) glimpse(ctx context.Context, arguments ...string) ([]byte, error) {
+	var said bytes.Buffer
+	command := exec.CommandContext(ctx, d.Glimpse, arguments...)
+	command.Stderr = &said
+	printed, err := command.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", d.Glimpse, arguments[0], err, bytes.TrimSpace(said.Bytes()))
+	}
+	return printed, nil
+}
+
+// share prints how many were right, and is an error below the least share that the model is known to reach.
+func (d *demo) share(what string, right, all int, least float64) error {
+	if all == 0 {
+		return fmt.Errorf("there is nothing to show of %s", what)
+	}
+	fmt.Fprintf(d.out, "%d of %d %s (%.0f %%)\n", right, all, what, 100*float64(right)/float64(all))
+	if float64(right) < least*float64(all) {
+		return fmt.Errorf("%d of %d %s: at least %.0f %% are due", right, all, what, 100*least)
 	}
 	return nil
 }
 
-// caption runs `glimpse caption` anew and gives the captions by the pictures' file names.
-func caption(ctx context.Context, opts options, known truth) (map[string]string, error) {
-	// Rows that are there already would be skipped.
-	if err := os.RemoveAll(opts.Output); err != nil {
-		return nil, err
+// truth is captions.json or questions.json beside pictures.
+type truth struct {
+	Prompt   string
+	Pictures []struct {
+		File      string
+		Width     int
+		Height    int
+		Caption   string
+		Questions []question
 	}
-	arguments := []string{"caption", opts.Model, "-o", opts.Output, "--prompt", known.Prompt}
-	for _, picture := range known.Pictures {
-		arguments = append(arguments, filepath.Join(opts.Pictures, picture.File))
-	}
-	command := exec.CommandContext(ctx, opts.Glimpse, arguments...)
-	command.Stdout, command.Stderr = os.Stderr, os.Stderr
-	if err := command.Run(); err != nil {
-		return nil, fmt.Errorf("captioning with %s: %w", opts.Glimpse, err)
-	}
-	return readRows(opts.Output)
 }
 
-func readRows(path string) (map[string]string, error) {
-	file, err := os.Open(path)
+type question struct {
+	Kind, Question, Answer string
+	Boxes                  [][4]float64 // left, top, right, bottom in pixels
+}
+
+func readTruth(path string) (truth, error) {
+	var t truth
+	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return t, err
 	}
-	defer file.Close()
-	captions := make(map[string]string)
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		var row struct {
-			Path    string          `json:"path"`
-			Caption string          `json:"caption"`
-			Error   json.RawMessage `json:"error"`
-		}
-		if err := json.Unmarshal(lines.Bytes(), &row); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", path, err)
-		}
-		if len(row.Error) > 0 && string(row.Error) != "null" {
-			return nil, fmt.Errorf("%s: %s", row.Path, row.Error)
-		}
-		captions[filepath.Base(row.Path)] = row.Caption
+	if err := json.Unmarshal(data, &t); err != nil {
+		return t, fmt.Errorf("reading %s: %w", path, err)
 	}
-	return captions, lines.Err()
+	if len(t.Pictures) == 0 {
+		return t, fmt.Errorf("%s names no pictures", path)
+	}
+	return t, nil
 }

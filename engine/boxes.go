@@ -14,19 +14,23 @@ import (
 	"glimpse/manifest"
 )
 
-// Box is a place in a picture that an answer points at.
+// Box is a place in a picture that an answer points at. Its JSON keys are public.
 type Box struct {
-	Label   string // what the model says is there; may be empty
-	Picture int    // of the request's pictures, from 0
-	// Box is left, top, right, bottom in pixels of the upright picture as it was sent, whole pixels and inside of it as long
-	// as the model's numbers are. Of a quadrangle, the smallest box around it.
-	Box [4]int
+	Label string `json:"label"` // what the model says is there; may be empty
+	// X1, Y1 to X2, Y2 is the box in whole pixels of the upright picture as it was sent, inside of it as long as the model's
+	// numbers are. Of a quadrangle, the smallest box around it.
+	X1 int `json:"x1"`
+	Y1 int `json:"y1"`
+	X2 int `json:"x2"`
+	Y2 int `json:"y2"`
 	// Normalized is the same as shares of width and height, before rounding.
-	Normalized [4]float64
+	Normalized [4]float64 `json:"normalized"`
 	// Points are the corners of a quadrangle, in pixels; nil for a box.
-	Points [][2]int
+	Points  [][2]int `json:"points,omitempty"`
+	Picture int      `json:"picture"` // of the request's pictures and frames, from 0
 	// Start and End are where the box stands in the text, its label's mark included, in characters (Unicode code points).
-	Start, End int
+	Start int `json:"start"`
+	End   int `json:"end"`
 }
 
 // BoxFrame is the picture that boxes lie in.
@@ -220,7 +224,7 @@ func (r *boxReader) add(b Box, points [][2]float64, quad bool) {
 	}
 	b.Normalized = [4]float64{low[0], low[1], high[0], high[1]}
 	from, to := r.pixel(low), r.pixel(high)
-	b.Box = [4]int{from[0], from[1], to[0], to[1]}
+	b.X1, b.Y1, b.X2, b.Y2 = from[0], from[1], to[0], to[1]
 	b.Picture = r.frame.Picture
 	r.boxes = append(r.boxes, b)
 }

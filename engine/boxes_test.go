@@ -15,6 +15,8 @@ var (
 	pixeled = manifest.Boxes{Format: manifest.BoxesJSON}
 )
 
+func corners(b engine.Box) [4]int { return [4]int{b.X1, b.Y1, b.X2, b.Y2} }
+
 func TestBoxesInTags(t *testing.T) {
 	frame := engine.BoxFrame{Picture: 1, Width: 200, Height: 100}
 	text := "né <ref> a cat </ref><box>(100,200),(500,999)</box> and <box>(0,0),(1000,1000)</box>, " +
@@ -24,9 +26,9 @@ func TestBoxesInTags(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []engine.Box{
-		{Label: "a cat", Picture: 1, Box: [4]int{20, 20, 100, 99}, Normalized: [4]float64{0.1, 0.2, 0.5, 0.999}, Start: 3, End: 51},
-		{Picture: 1, Box: [4]int{0, 0, 200, 100}, Normalized: [4]float64{0, 0, 1, 1}, Start: 56, End: 84},
-		{Label: "sign", Picture: 1, Box: [4]int{0, 1, 200, 50}, Normalized: [4]float64{0, 0.01, 1, 0.5},
+		{Label: "a cat", Picture: 1, X1: 20, Y1: 20, X2: 100, Y2: 99, Normalized: [4]float64{0.1, 0.2, 0.5, 0.999}, Start: 3, End: 51},
+		{Picture: 1, X1: 0, Y1: 0, X2: 200, Y2: 100, Normalized: [4]float64{0, 0, 1, 1}, Start: 56, End: 84},
+		{Label: "sign", Picture: 1, X1: 0, Y1: 1, X2: 200, Y2: 50, Normalized: [4]float64{0, 0.01, 1, 0.5},
 			Points: [][2]int{{2, 2}, {198, 1}, {200, 40}, {0, 50}}, Start: 86, End: 149},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -42,7 +44,7 @@ func TestBoxesInMarksOfTheirOwn(t *testing.T) {
 	spec := tagged
 	spec.Marks = []string{"<|r|>", "<|/r|>", "<|b|>", "<|/b|>", "<|q|>", "<|/q|>"}
 	got, err := engine.ParseBoxes(spec, "<|r|>dog<|/r|><|b|>(10,10),(20,20)<|/b|>", engine.BoxFrame{Width: 1000, Height: 1000})
-	if err != nil || len(got) != 1 || got[0].Label != "dog" || got[0].Box != [4]int{10, 10, 20, 20} {
+	if err != nil || len(got) != 1 || got[0].Label != "dog" || corners(got[0]) != [4]int{10, 10, 20, 20} {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -54,7 +56,7 @@ func TestBoxesInJSON(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "at byte") {
 		t.Errorf("a list that was cut off gives the error %v", err)
 	}
-	if len(got) != 2 || got[0].Box != [4]int{20, 40, 61, 80} || got[0].Label != "a {cup}" || got[1].Box != [4]int{0, 0, 2000, 1000} || got[1].Label != "dog" {
+	if len(got) != 2 || corners(got[0]) != [4]int{20, 40, 61, 80} || got[0].Label != "a {cup}" || corners(got[1]) != [4]int{0, 0, 2000, 1000} || got[1].Label != "dog" {
 		t.Errorf("%+v", got)
 	}
 }
@@ -71,7 +73,7 @@ func TestBrokenBoxesAreNamedAndLeftOut(t *testing.T) {
 		}
 	}
 	got, err := engine.ParseBoxes(tagged, "<box>(1,2),(3)</box><box>(0,0),(500,500)</box>", frame)
-	if err == nil || len(got) != 1 || got[0].Box != [4]int{0, 0, 5, 5} {
+	if err == nil || len(got) != 1 || corners(got[0]) != [4]int{0, 0, 5, 5} {
 		t.Errorf("a box behind a broken one: %+v, %v", got, err)
 	}
 	for _, text := range []string{`"bbox_2d": [1,2,3,4]`, `{"bbox_2d": [1,2,3]}`, `{"bbox_2d": "x"}`, `{"bbox_2d"}`} {

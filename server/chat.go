@@ -31,6 +31,8 @@ type reply struct {
 	Role    string  `json:"role"`
 	Content string  `json:"content"`
 	Refusal *string `json:"refusal"` // always null: there for clients that expect it
+	// Boxes are the places in the pictures that the content points at; absent where there are none.
+	Boxes []engine.Box `json:"boxes,omitempty"`
 }
 
 type usage struct {
@@ -121,7 +123,7 @@ func completionOf(x *exchange, c *chat, tokens []choiceToken) completion {
 	for _, t := range tokens {
 		ch := &out.Choices[t.choice]
 		if t.result != nil {
-			ch.Message.Content = t.result.Text
+			ch.Message.Content, ch.Message.Boxes = t.result.Text, t.result.Boxes
 			ch.FinishReason = t.result.FinishReason
 			total.add(t.result)
 			continue

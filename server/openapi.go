@@ -121,6 +121,8 @@ func replySchema(t reflect.Type) map[string]any {
 	case reflect.Slice:
 		// A nil slice is encoded as null, which our types use for "not known".
 		return map[string]any{"type": []string{"array", "null"}, "items": replySchema(t.Elem())}
+	case reflect.Array:
+		return map[string]any{"type": "array", "items": replySchema(t.Elem()), "minItems": t.Len(), "maxItems": t.Len()}
 	case reflect.Map:
 		return map[string]any{"type": "object"}
 	case reflect.String:

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"glimpse/engine"
 )
 
 type chunk struct {
@@ -35,8 +37,9 @@ type chunkChoice struct {
 }
 
 type delta struct {
-	Role    string  `json:"role,omitempty"`
-	Content *string `json:"content,omitempty"`
+	Role    string       `json:"role,omitempty"`
+	Content *string      `json:"content,omitempty"`
+	Boxes   []engine.Box `json:"boxes,omitempty"` // in the last chunk of a choice
 }
 
 // eventWriter sends events, each write under its own deadline: a client that stops reading must not hold a place.
@@ -158,7 +161,7 @@ func (st *streamState) chunks(tokens []choiceToken) []any {
 		}
 		if first.result != nil {
 			st.total.add(first.result)
-			events = append(events, st.event(chunkChoice{Index: first.choice, FinishReason: &first.result.FinishReason}))
+			events = append(events, st.event(chunkChoice{Index: first.choice, Delta: delta{Boxes: first.result.Boxes}, FinishReason: &first.result.FinishReason}))
 			i++
 			continue
 		}

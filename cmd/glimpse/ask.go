@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,9 @@ type AskOptions struct {
 	JSON     bool
 	Tiling   string
 	MaxTiles int
+	Draw     string
+
+	MinPixels, MaxPixels int
 
 	MaxTokens         int
 	Temperature       float64
@@ -54,6 +58,9 @@ func (o *AskOptions) AddFlags(f *pflag.FlagSet) {
 	o.Tiling = "auto"
 	f.Var(&choice{&o.Tiling, []string{"auto", "off", "hd"}}, "tiling", "how pictures are cut into tiles: auto (as the model was released), off (one tile a picture), hd (tiles for models released without: LLaVA-1.5)")
 	f.Var(&count{&o.MaxTiles, 0}, "max-tiles", "tiles of a picture at most, the whole picture that some models add not counted; 0: the model's bound")
+	f.Var(&count{&o.MinPixels, 0}, "min-pixels", "least area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
+	f.Var(&count{&o.MaxPixels, 0}, "max-pixels", "largest area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
+	f.StringVar(&o.Draw, "draw", "", "write the picture with the answer's boxes drawn on it to this PNG `file`")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object instead of the text")
 	f.Var(&count{&o.MaxTokens, 0}, "max-tokens", "tokens to generate at most; 0: the model's default")
 	f.Float64Var(&o.Temperature, "temperature", 0, "0: greedy")
@@ -100,15 +107,24 @@ func runAsk(ctx context.Context, a *app, o AskOptions, args []string) error {
 		return err
 	}
 	return a.withEngine(ctx, args[0], o.ModelOptions, func(e *engine.Engine) error {
-		if o.JSON {
-			result, err := e.Generate(ctx, req)
-			if err != nil {
-				return err
-			}
-			return writeJSON(a.stdout, askReply(result, e.LoadTime()))
+		result, err := answer(ctx, a, e, req, o.JSON)
+		if err != nil || o.Draw == "" {
+			return err
 		}
-		return askStreaming(ctx, a, e, req)
+		return drawAnswer(ctx, o.Draw, req, result.Boxes)
 	})
+}
+
+// answer prints the answer: as JSON at its end, or as text while it comes.
+func answer(ctx context.Context, a *app, e *engine.Engine, req engine.Request, asJSON bool) (*engine.Result, error) {
+	if !asJSON {
+		return askStreaming(ctx, a, e, req)
+	}
+	result, err := e.Generate(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return result, writeJSON(a.stdout, askReply(result, e.LoadTime()))
 }
 
 // check refuses what cannot be meant, before anything is read.
@@ -116,6 +132,8 @@ func (o *AskOptions) check(prompted bool) error {
 	switch {
 	case o.Messages != "" && (prompted || o.Raw || len(o.Images)+len(o.Videos)+len(o.Audios) > 0):
 		return badInputf("--messages holds the whole conversation: give it alone, without PROMPT, --raw, --image, --video or --audio")
+	case o.Draw != "" && !strings.EqualFold(filepath.Ext(o.Draw), ".png"):
+		return badInputf("--draw %s: the picture is written as PNG; give the file that ending", o.Draw)
 	case o.Raw && !prompted:
 		return badInputf("--raw needs a PROMPT")
 	case !within(o.Temperature, 0, 100):
@@ -143,7 +161,7 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 	req := engine.Request{
 		MaxTokens:      o.MaxTokens,
 		Stop:           o.Stop,
-		PictureOptions: engine.PictureOptions{Tiling: tilings[o.Tiling], MaxTiles: o.MaxTiles},
+		PictureOptions: engine.PictureOptions{Tiling: tilings[o.Tiling], MaxTiles: o.MaxTiles, MinPixels: o.MinPixels, MaxPixels: o.MaxPixels},
 		Sampling: engine.Sampling{
 			Temperature: o.Temperature, TopP: o.TopP, MinP: o.MinP, TopK: o.TopK, RepetitionPenalty: o.RepetitionPenalty,
 		},
@@ -197,7 +215,7 @@ var tilings = map[string]string{"auto": engine.TilingAuto, "off": engine.TilingO
 
 // askStreaming prints the answer's text as it becomes final. Printing happens beside the engine, which must not wait
 // for a slow terminal; when printing fails the answer is given up.
-func askStreaming(ctx context.Context, a *app, e *engine.Engine, req engine.Request) error {
+func askStreaming(ctx context.Context, a *app, e *engine.Engine, req engine.Request) (*engine.Result, error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	p := newPrinter(a.stdout, giveUp)
@@ -208,16 +226,16 @@ func askStreaming(ctx context.Context, a *app, e *engine.Engine, req engine.Requ
 			p.print(t.Text)
 		}
 	}
-	_, err := e.Generate(ctx, req)
+	result, err := e.Generate(ctx, req)
 	if err == nil || last != "" {
 		if !strings.HasSuffix(last, "\n") {
 			p.print("\n")
 		}
 	}
 	if perr := p.close(); perr != nil {
-		return fmt.Errorf("print answer: %w", perr)
+		return nil, fmt.Errorf("print answer: %w", perr)
 	}
-	return err
+	return result, err
 }
 
 // reply is the JSON of an answer; its keys are public.
@@ -226,7 +244,7 @@ type reply struct {
 	TokenIDs       []int32      `json:"token_ids"`
 	PromptTokenIDs []int32      `json:"prompt_token_ids"`
 	FinishReason   string       `json:"finish_reason"`
-	Boxes          []box        `json:"boxes"` // empty for models that draw none
+	Boxes          []engine.Box `json:"boxes"` // empty for models that draw none
 	Usage          replyUsage   `json:"usage"`
 	Timings        replyTimings `json:"timings"`
 }
@@ -260,7 +278,7 @@ func askReply(r *engine.Result, load time.Duration) reply {
 	t := r.Timings
 	return reply{
 		Text: r.Text, TokenIDs: notNil(r.TokenIDs), PromptTokenIDs: notNil(r.PromptTokenIDs), FinishReason: r.FinishReason,
-		Boxes: []box{},
+		Boxes: append([]engine.Box{}, r.Boxes...),
 		Usage: replyUsage{r.Usage.PromptTokens, r.Usage.CompletionTokens, r.Usage.ImageTokens},
 		Timings: replyTimings{
 			LoadMS: ms(load), PreprocessMS: ms(t.Preprocess), VisionMS: ms(t.Vision), ConnectorMS: ms(t.Connector),

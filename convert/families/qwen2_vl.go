@@ -7,6 +7,7 @@ package families
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"glimpse/convert/blocks"
 	"glimpse/manifest"
@@ -72,8 +73,56 @@ func (f qwenVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error)
 			t.Problem(tokenizerFile, fmt.Sprintf("gives the image token %q the id %d (found: %v) where config.json says %d", p.Manifest.Prompt.ImageToken, id, ok, c.ImageToken))
 		}
 	}
-	r.addText(p, r.Tokenizer, r.template(), t)
+	r.addText(p, f.boxes(r.Tokenizer, p, t), r.template(), t)
 	return p, nil
+}
+
+// boxes says how the model writes boxes: between tokens in Qwen2-VL, as JSON in the others, in pixels of the resized picture
+// or in thousandths. It returns the tokenizer that shows them.
+func (f qwenVL) boxes(tokenizer json.RawMessage, p *Plan, t *blocks.Tensors) json.RawMessage {
+	switch f.kind {
+	case qwen25VL:
+		p.Manifest.Boxes = &manifest.Boxes{Format: manifest.BoxesJSON}
+	case qwen3VL:
+		p.Manifest.Boxes = &manifest.Boxes{Format: manifest.BoxesJSON, Scale: 1000}
+	default:
+		marks := []string{"<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"}
+		p.Manifest.Boxes = &manifest.Boxes{Format: manifest.BoxesTags, Scale: 1000, Marks: marks}
+		if tokenizer == nil {
+			return nil
+		}
+		shown, err := withPlainTokens(tokenizer, marks)
+		if err != nil {
+			t.Problem(tokenizerFile, err.Error())
+		}
+		return shown
+	}
+	return tokenizer
+}
+
+// withPlainTokens returns tokenizer.json with some added tokens called text instead of special, so that answers show them.
+// Their ids stay.
+func withPlainTokens(tokenizer json.RawMessage, names []string) (json.RawMessage, error) {
+	var doc map[string]json.RawMessage
+	if err := json.Unmarshal(tokenizer, &doc); err != nil {
+		return nil, fmt.Errorf("is not a JSON object: %w", err)
+	}
+	var added []map[string]json.RawMessage
+	if err := json.Unmarshal(doc["added_tokens"], &added); err != nil {
+		return nil, fmt.Errorf("added_tokens: %w", err)
+	}
+	for _, token := range added {
+		var content string
+		if json.Unmarshal(token["content"], &content) == nil && slices.Contains(names, content) {
+			token["special"] = json.RawMessage("false")
+		}
+	}
+	raw, err := json.Marshal(added)
+	if err != nil {
+		return nil, err
+	}
+	doc["added_tokens"] = raw
+	return json.Marshal(doc)
 }
 
 // components adds the graphs. Saves of transformers 5 have the tower and the decoder side by side below "model.".

@@ -58,7 +58,7 @@ func (k *checker) parseBoxes() {
 		if want[i].Label != nil {
 			label = *want[i].Label
 		}
-		same = boxes[i].Label == label && boxes[i].Box == want[i].Pixels
+		same = boxes[i].Label == label && [4]int{boxes[i].X1, boxes[i].Y1, boxes[i].X2, boxes[i].Y2} == want[i].Pixels
 	}
 	k.equal("boxes", same, "have %+v, want %+v", boxes, want)
 }

@@ -127,7 +127,7 @@ type Progress struct {
 	Failed  int64 // of Done, rows with an error
 	Tokens  int64 // generated
 	Elapsed time.Duration
-	Idle    float64 // share of the time in which the model had nothing to do
+	Idle    float64 // share of the time in which the model had nothing to do; -1: the model is elsewhere
 }
 
 // Summary is what a run did.
@@ -139,7 +139,7 @@ type Summary struct {
 	FailedBefore int64            `json:"failed_before"` // of Skipped, rows with an error
 	Tokens       int64            `json:"tokens"`
 	Errors       map[string]int64 `json:"errors,omitempty"` // Failed by kind
-	Idle         float64          `json:"idle"`             // share of the time in which the model had nothing to do
+	Idle         float64          `json:"idle"`             // share of the time in which the model had nothing to do; -1: the model is elsewhere
 	Elapsed      time.Duration    `json:"-"`
 }
 
@@ -186,7 +186,7 @@ func Run(ctx context.Context, answerer row.Answerer, o Options) (*Summary, error
 		err = errors.Join(err, fmt.Errorf("finish %s: %w", o.Sink.Out, cerr))
 	}
 	r.summary.Elapsed = time.Since(r.start)
-	r.summary.Idle = r.busy.idle(r.start, time.Now())
+	r.summary.Idle = r.idle(time.Now())
 	return &r.summary, err
 }
 

@@ -111,7 +111,7 @@ func (r *runner) write(j *job) error {
 		now := time.Now()
 		r.opts.Progress(Progress{
 			Total: r.total.Load(), Done: r.summary.Written, Skipped: r.skipped.Load(), Failed: r.summary.Failed,
-			Tokens: r.summary.Tokens, Elapsed: now.Sub(r.start), Idle: r.busy.idle(r.start, now),
+			Tokens: r.summary.Tokens, Elapsed: now.Sub(r.start), Idle: r.idle(now),
 		})
 	}
 	return nil

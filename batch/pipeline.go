@@ -330,6 +330,14 @@ func (r *runner) ask(ctx context.Context, ready *shelf, finished chan<- *job) er
 	}
 }
 
+// idle is the share of the time so far in which the model had nothing to do, -1 where it is elsewhere.
+func (r *runner) idle(now time.Time) float64 {
+	if _, local := r.answerer.(*Answerer); !local {
+		return -1
+	}
+	return r.busy.idle(r.start, now)
+}
+
 // fill takes an answer into its row.
 func (r *runner) fill(to *Row, a *row.Answer) {
 	to.MS += a.MS

@@ -103,7 +103,7 @@ func (c *Client) openResults(ctx context.Context) (err error) {
 	}
 	c.results, err = c.js.CreateOrUpdateConsumer(ctx, ResultStream, jetstream.ConsumerConfig{
 		Durable: name, FilterSubject: resultSubject + "." + subjectSafe(c.job.ID), AckPolicy: jetstream.AckExplicitPolicy,
-		AckWait: 5 * time.Minute, MaxAckPending: 1 << 16,
+		AckWait: c.o.AckWait, MaxAckPending: 1 << 16, // a result that got lost on the way comes again; one that waits for its row comes twice
 	})
 	if err != nil {
 		return fmt.Errorf("take up the results: %w", err)
@@ -114,20 +114,7 @@ func (c *Client) openResults(ctx context.Context) (err error) {
 // drain takes results until the client closes.
 func (c *Client) drain(ctx context.Context) {
 	for ctx.Err() == nil {
-		batch, err := c.results.Fetch(256, jetstream.FetchMaxWait(time.Second))
-		if err == nil {
-			for msg := range batch.Messages() {
-				c.arrive(msg)
-			}
-			err = batch.Error()
-		}
-		if err != nil && ctx.Err() == nil {
-			c.o.Logger.Debug("queue: fetch results", "error", err)
-			select {
-			case <-time.After(200 * time.Millisecond):
-			case <-ctx.Done():
-			}
-		}
+		c.pause(ctx, "fetch results", fetch(ctx, c.results, 256, 2*time.Second, func(msg jetstream.Msg) error { c.arrive(msg); return nil }))
 	}
 }
 

@@ -201,9 +201,9 @@ func (l *link) makeStreams(ctx context.Context) error {
 // again does something until it works or ctx is done: the server may be away for a while, and what is published has a
 // message id, so that once too often does no harm.
 func (l *link) again(ctx context.Context, what string, f func(ctx context.Context) error) error {
-	pause := 50 * time.Millisecond
-	for {
-		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	pause, patience := 50*time.Millisecond, 3*time.Second
+	for ; ; patience = min(2*patience, time.Minute) { // a large picture over a slow line gets the time it needs
+		attempt, cancel := context.WithTimeout(ctx, patience)
 		err := f(attempt)
 		cancel()
 		if err == nil || ctx.Err() != nil {
@@ -219,6 +219,38 @@ func (l *link) again(ctx context.Context, what string, f func(ctx context.Contex
 			return ctx.Err()
 		}
 		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// fetch waits for at most n messages and at most the given time, and ends early with ctx. Nothing there is no error.
+func fetch(ctx context.Context, from jetstream.Consumer, n int, wait time.Duration, f func(jetstream.Msg) error) error {
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	batch, err := from.Fetch(n, jetstream.FetchContext(waiting))
+	if err != nil {
+		return err
+	}
+	var failed error
+	for msg := range batch.Messages() { // to the end: the channel must be emptied
+		if failed == nil {
+			failed = f(msg)
+		}
+	}
+	if err := batch.Error(); failed == nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return failed
+}
+
+// pause waits a moment after something went wrong.
+func (l *link) pause(ctx context.Context, what string, err error) {
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	l.o.Logger.Debug("queue: "+what, "error", err)
+	select {
+	case <-time.After(200 * time.Millisecond):
+	case <-ctx.Done():
 	}
 }
 

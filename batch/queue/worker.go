@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -119,22 +120,11 @@ func (k *worker) stateNow() any {
 // take works off one task after another. It asks for one at a time: what a worker holds ready when it dies has to wait.
 func (k *worker) take(ctx context.Context) error {
 	for ctx.Err() == nil {
-		batch, err := k.tasks.Fetch(1, jetstream.FetchMaxWait(2*time.Second))
-		if err == nil {
-			for msg := range batch.Messages() {
-				if err := k.one(ctx, msg); err != nil {
-					return err
-				}
-			}
-			err = batch.Error()
+		err := fetch(ctx, k.tasks, 1, 2*time.Second, func(msg jetstream.Msg) error { return k.one(ctx, msg) })
+		if handler := (*handlerError)(nil); errors.As(err, &handler) {
+			return err
 		}
-		if err != nil && ctx.Err() == nil {
-			k.o.Logger.Debug("queue: fetch tasks", "error", err)
-			select {
-			case <-time.After(200 * time.Millisecond):
-			case <-ctx.Done():
-			}
-		}
+		k.pause(ctx, "fetch tasks", err)
 	}
 	return nil
 }
@@ -209,13 +199,22 @@ func (k *worker) task(ctx context.Context, m message) (task row.Task, gone bool,
 		return task, false, nil
 	}
 	err = k.again(ctx, "fetch the picture "+m.ID, func(ctx context.Context) error {
-		task.Data, err = k.objects.GetBytes(ctx, m.Object)
+		task.Data, err = k.object(ctx, m.Object)
 		if errors.Is(err, jetstream.ErrObjectNotFound) {
 			gone, err = true, nil
 		}
 		return err
 	})
 	return task, gone, err
+}
+
+func (k *worker) object(ctx context.Context, name string) ([]byte, error) {
+	in, err := k.objects.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	return io.ReadAll(in)
 }
 
 // finish stores the result and then lets the task go. With deliveries it is a dead letter as well.

@@ -45,7 +45,7 @@ type Summary struct {
 	Skipped, FailedBefore int64
 	Tokens                int64
 	Errors                map[string]int64
-	Idle                  float64
+	Idle                  float64 // share of the time in which the model had nothing to do; negative: not known
 	Elapsed               time.Duration
 }
 
@@ -191,9 +191,13 @@ func (p *Page) values(s Summary) map[string]any {
 	if seconds := s.Elapsed.Seconds(); seconds > 0 {
 		speed = float64(s.Written) / seconds
 	}
+	idle := ""
+	if s.Idle >= 0 {
+		idle = fmt.Sprintf("%.0f %%", 100*s.Idle)
+	}
 	return map[string]any{
 		"S": s, "Kinds": kinds, "Captioned": s.Written - s.Failed - s.Duplicates, "Speed": fmt.Sprintf("%.2f", speed),
-		"Busy": fmt.Sprintf("%.0f %%", 100*s.Idle), "Elapsed": s.Elapsed.Round(100 * time.Millisecond).String(),
+		"Idle": idle, "Elapsed": s.Elapsed.Round(100 * time.Millisecond).String(),
 		"Pictures": p.pictures, "Failed": p.failed, "More": p.more,
 		"Charts": []chart{p.words.chart("Words of a caption", ""), p.tokens.chart("Tokens", ""), p.times.chart("Time of a picture", "ms")},
 	}

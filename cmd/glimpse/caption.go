@@ -267,7 +267,10 @@ func captionCounts(s *batch.Summary) string {
 	}
 	text += ", " + s.Elapsed.Round(100*time.Millisecond).String()
 	if seconds := s.Elapsed.Seconds(); s.Written > 0 && seconds > 0 {
-		text += fmt.Sprintf(", %.1f pictures/s, model idle %.0f%%", float64(s.Written)/seconds, math.Ceil(100*s.Idle))
+		text += fmt.Sprintf(", %.1f pictures/s", float64(s.Written)/seconds)
+	}
+	if s.Idle >= 0 && s.Written > 0 {
+		text += fmt.Sprintf(", model idle %.0f%%", math.Ceil(100*s.Idle))
 	}
 	return text
 }

@@ -134,28 +134,13 @@ func (m videoModel) plan(family string, r *Release, t *blocks.Tensors, opts Opti
 	t.Shared(model+"embed_tokens.weight", m.text.VocabSize, m.text.HiddenSize)
 	p.Embeddings = &Embeddings{Tensor: model + "embed_tokens.weight", Rows: m.text.VocabSize, Hidden: m.text.HiddenSize, Scale: 1}
 	p.Manifest.Decoder = m.text.decoder(t, "config.json")
-	p.Manifest.Prompt = manifest.Prompt{Expansion: "repeat", Placeholder: "<ImageHere>", ImageToken: "<ImageHere>", Caption: "Describe the video."}
 	r.generation(&p.Manifest, generationConfig{EOS: m.text.EOS, BOS: m.text.BOS, Pad: m.text.Pad}, t)
 	pic := stretchPicture(nil, int(m.vision.ImageSize), t)
 	pic.Stages, pic.Features, pic.TokensPerTile = []string{"vision", "connector"}, "projected", int(t.Dim("video.video_query_tokens", 1))
+	pic.Video = m.frames(t)
 	p.Manifest.Picture = pic
-	m.tokens(p, r, t)
+	m.prompt(p, r, t)
 	return p
-}
-
-// tokens puts the picture's mark behind the vocabulary as a special token, and the release's conversation beside it.
-func (m videoModel) tokens(p *Plan, r *Release, t *blocks.Tensors) {
-	image := int(m.text.VocabSize)
-	tokenizer := r.Tokenizer
-	if tokenizer != nil {
-		if with, err := withToken(tokenizer, "<ImageHere>", image); err != nil {
-			t.Problem(tokenizerFile, err.Error())
-		} else {
-			tokenizer = with
-		}
-	}
-	p.Manifest.Tokens.Image = image
-	r.addText(p, tokenizer, "", t)
 }
 
 // connector is encode_videoQformer_visual behind ln_vision, for the frames of one clip: each frame's queries, plus the
@@ -175,7 +160,7 @@ func (m videoModel) connector(b *blocks.Builder) {
 	index := b.Op("Range", []*onnx.Value{b.Int64s(nil, 0), count, b.Int64s(nil, 1)})
 	position := b.Op("Unsqueeze", []*onnx.Value{b.Op("Gather", []*onnx.Value{table, index}), b.Ints1(1)})
 	x = b.Op("Reshape", []*onnx.Value{b.Op("Add", []*onnx.Value{x, position}), b.Ints1(1, -1, h)})
-	b.Output("video_qformer_input", x, onnx.Float, onnx.Fixed(1), onnx.Free("frame_queries"), onnx.Fixed(h))
+	b.Output("video_qformer_input", x, onnx.Float, onnx.Fixed(1), onnx.Free(fmt.Sprintf("tiles * %d", q)), onnx.Fixed(h))
 	m.project(b, video, videoPart, "projected", x)
 }
 
@@ -200,6 +185,9 @@ func (m videoModel) sound(p *Plan, r *Release, t *blocks.Tensors, opts Options) 
 	if !ok {
 		return
 	}
+	positions, queries := t.Dim("audio.audio_position_embedding.weight", 0), t.Dim("audio.audio_query_tokens", 1)
+	within(t, "audio.audio_position_embedding.weight", positions, 1, 1<<10)
+	m.hears(p, trunk, positions, queries)
 	m.add(p, "audio", blocks.Vision, "imagebind.modality_trunks.audio.", trunk.layers, t, opts, trunk.build)
 	m.add(p, "audio_connector", blocks.Connector, "audio_qformer.", 2, t, opts, func(b *blocks.Builder) {
 		clips := onnx.Free("clips")

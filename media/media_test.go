@@ -1,0 +1,312 @@
+package media
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"glimpse/preprocess"
+)
+
+var goldens = filepath.Join("..", "testdata", "goldens")
+
+func mediaFile(name string) string { return filepath.Join(goldens, "media", name) }
+
+// needFFmpeg skips where FFmpeg is not installed; .ci/run installs it.
+func needFFmpeg(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("ffmpeg"); err != nil {
+		t.Skip("ffmpeg is not installed")
+	}
+}
+
+// The rule is np.arange's: the table comes from numpy.
+func TestEvenGolden(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(goldens, "videollama-tiny", "cases.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Cases []struct {
+			Kind     string
+			Expected json.RawMessage
+		}
+	}
+	if err := json.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for _, c := range file.Cases {
+		if c.Kind != "sampling" {
+			continue
+		}
+		var want struct {
+			Table []struct {
+				Frames  int
+				Count   int `json:"n_frms"`
+				Indices []int
+			}
+		}
+		if err := json.Unmarshal(c.Expected, &want); err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range want.Table {
+			rows++
+			if have := Even(row.Frames, row.Count); !slices.Equal(have, row.Indices) {
+				t.Errorf("%d of %d: %v, want %v", row.Count, row.Frames, have, row.Indices)
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("%d rows were compared", rows)
+	}
+}
+
+// pixels decodes a frame.
+func pixels(t *testing.T, data []byte) *preprocess.RGB {
+	t.Helper()
+	rgb, err := preprocess.Decode(t.Context(), data, preprocess.DecodeOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rgb
+}
+
+// A clip decoded by FFmpeg gives the golden set's frames, bit for bit, and its own frames at their own size.
+func TestVideoGolden(t *testing.T) {
+	needFFmpeg(t)
+	file, err := os.ReadFile(filepath.Join(goldens, "videollama-tiny", "golden.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := binary.LittleEndian.Uint64(file)
+	var header map[string]struct {
+		Offsets [2]int64 `json:"data_offsets"`
+	}
+	if err := json.Unmarshal(file[8:8+n], &header); err != nil {
+		t.Fatal(err)
+	}
+	at := header["video.frames_uint8"].Offsets
+	want := file[8+int64(n):][at[0]:at[1]]
+	whole, err := os.ReadFile(mediaFile("shapes_64x48_30f.mp4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := New(Options{})
+	for _, in := range []Input{{Path: mediaFile("shapes_64x48_30f.mp4")}, {Data: whole, Source: "bytes"}} {
+		v, err := r.Video(t.Context(), in, Choice{Frames: 8, Width: 56, Height: 56})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(v.Indices) != "[0 3 7 11 15 18 22 26]" || v.Total != 30 || v.FPS != 10 || v.Seconds[7] != 2.6 {
+			t.Errorf("%v of %d at %v, %v", v.Indices, v.Total, v.FPS, v.Seconds)
+		}
+		size := 3 * 56 * 56
+		for i, frame := range v.Frames {
+			if !bytes.Equal(pixels(t, frame).Pix, want[i*size:(i+1)*size]) {
+				t.Errorf("frame %d is another", i)
+			}
+		}
+	}
+	v, err := r.Video(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := r.Video(t.Context(), Input{Path: mediaFile("shapes_64x48_30f_frames")}, Choice{Rate: 10})
+	if err != nil || len(v.Frames) != 30 || len(stored.Frames) != 30 {
+		t.Fatalf("%d and %d frames, %v", len(v.Frames), len(stored.Frames), err)
+	}
+	for i := range v.Frames {
+		if !bytes.Equal(pixels(t, v.Frames[i]).Pix, pixels(t, stored.Frames[i]).Pix) || v.Seconds[i] != stored.Seconds[i] {
+			t.Errorf("frame %d is another", i)
+		}
+	}
+}
+
+func TestAudioGolden(t *testing.T) {
+	needFFmpeg(t)
+	r := New(Options{})
+	made, err := r.Audio(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := r.Audio(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.wav")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	have, err := preprocess.DecodeWAV(made, preprocess.SoundLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := preprocess.DecodeWAV(stored, preprocess.SoundLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have.Rate != want.Rate || fmt.Sprint(have.Channels) != fmt.Sprint(want.Channels) {
+		t.Errorf("%d samples at %d, want %d at %d, and the same", have.Samples(), have.Rate, want.Samples(), want.Rate)
+	}
+}
+
+// An animated GIF without FFmpeg: what Pillow makes of its frames.
+func TestGIF(t *testing.T) {
+	r := New(Options{FFmpeg: "no-such-program"})
+	v, err := r.Video(t.Context(), Input{Path: mediaFile("video_pan8.gif")}, Choice{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder, err := r.Video(t.Context(), Input{Path: mediaFile("video_pan8")}, Choice{})
+	if err != nil || len(folder.Frames) != len(v.Frames) {
+		t.Fatalf("%d frames, want %d, %v", len(v.Frames), len(folder.Frames), err)
+	}
+	if v.FPS <= 0 || len(v.Seconds) != len(v.Frames) || folder.Seconds != nil {
+		t.Errorf("%v frames a second, times %v and %v", v.FPS, v.Seconds, folder.Seconds)
+	}
+	for i := range v.Frames {
+		have, want := pixels(t, v.Frames[i]), pixels(t, folder.Frames[i])
+		off := 0
+		for k := range want.Pix {
+			if d := int(have.Pix[k]) - int(want.Pix[k]); d > 24 || d < -24 {
+				off++
+			}
+		}
+		// 256 colours stand for all of a frame's.
+		if have.Width != want.Width || have.Height != want.Height || off > len(want.Pix)/20 {
+			t.Errorf("frame %d: %d of %d values are far off", i, off, len(want.Pix))
+		}
+	}
+	half, err := r.Video(t.Context(), Input{Path: mediaFile("video_pan8.gif")}, Choice{Frames: 4})
+	if err != nil || fmt.Sprint(half.Indices) != "[0 2 4 6]" || !bytes.Equal(half.Frames[3], v.Frames[6]) {
+		t.Errorf("%v, %v", half.Indices, err)
+	}
+}
+
+// What is refused says why and what to do.
+func TestRefusals(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	mixed := filepath.Join(dir, "mixed")
+	if err := os.Mkdir(mixed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write("mixed/notes.txt", "no picture")
+	none := New(Options{FFmpeg: "no-such-program"})
+	for _, c := range []struct {
+		name string
+		r    *Reader
+		in   Input
+		c    Choice
+		want string
+	}{
+		{"without ffmpeg", none, Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "apt-get install ffmpeg"},
+		{"a picture", none, Input{Path: mediaFile("cat.png")}, Choice{}, "a picture, not a video"},
+		{"animated WebP", none, Input{Data: []byte("RIFF\x00\x00\x00\x00WEBPVP8X"), Source: "x"}, Choice{}, "animated WebP"},
+		{"other files in a folder", none, Input{Path: mixed}, Choice{}, "notes.txt"},
+		{"nothing there", none, Input{Path: filepath.Join(dir, "absent")}, Choice{}, "no such file"},
+		{"too many bytes", New(Options{Limits: Limits{MaxBytes: 10}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "the limit is 10"},
+		{"too many frames", New(Options{Limits: Limits{MaxFrames: 4}}), Input{Path: mediaFile("video_pan8")}, Choice{}, "the limit is 4"},
+		{"too many pixels", New(Options{Limits: Limits{MaxPixels: 100}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "limits"},
+		{"frames a second of a folder", none, Input{Path: mediaFile("video_pan8")}, Choice{FPS: 2}, "not known"},
+		{"nonsense", none, Input{Path: mediaFile("video_pan8")}, Choice{Frames: -1}, "asked for"},
+		{"another program", New(Options{FFmpeg: "/bin/echo"}), Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "ffmpeg"},
+	} {
+		_, err := c.r.Video(t.Context(), c.in, c.c)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q in it", c.name, err, c.want)
+		}
+		var e *Error
+		if !errors.As(err, &e) {
+			t.Errorf("%s: %T", c.name, err)
+		}
+	}
+	if _, err := none.Audio(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")}); !errors.Is(err, ErrNoFFmpeg) {
+		t.Errorf("sound without ffmpeg: %v", err)
+	}
+}
+
+// FFmpeg reads the file and no other: playlists, which name files, are no videos.
+func TestHostileFiles(t *testing.T) {
+	needFFmpeg(t)
+	secret, err := filepath.Abs(mediaFile("shapes_64x48_30f.mp4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := New(Options{})
+	for name, text := range map[string]string{
+		"playlist": "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nfile://" + secret + "\n#EXT-X-ENDLIST\n",
+		"concat":   "ffconcat version 1.0\nfile " + secret + "\n",
+		"noise":    strings.Repeat("noise ", 1000),
+		"cut":      "\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41",
+	} {
+		if v, err := r.Video(t.Context(), Input{Data: []byte(text), Source: name}, Choice{}); err == nil {
+			t.Errorf("%s: %d frames", name, len(v.Frames))
+		}
+		if _, err := r.Audio(t.Context(), Input{Data: []byte(text), Source: name}); err == nil {
+			t.Errorf("%s was heard", name)
+		}
+	}
+	if _, err := r.Video(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.wav")}, Choice{}); err == nil || !strings.Contains(err.Error(), "no pictures") {
+		t.Errorf("a sound as a video: %v", err)
+	}
+	if _, err := New(Options{Limits: Limits{MaxSeconds: 1}}).Video(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}); err == nil || !strings.Contains(err.Error(), "the limit is 1") {
+		t.Errorf("a long video: %v", err)
+	}
+}
+
+// A child ends with its context, and when its time is up.
+func TestChildrenEnd(t *testing.T) {
+	if _, err := exec.LookPath("sleep"); err != nil {
+		t.Skip("no sleep")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	start := time.Now()
+	var out bytes.Buffer
+	if err := New(Options{}).child(ctx, "sleep", []string{"60"}, limited(&out, 10)); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	quick := New(Options{Limits: Limits{Timeout: 50 * time.Millisecond}})
+	if err := quick.child(t.Context(), "sleep", []string{"60"}, limited(&out, 10)); err == nil || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("timed out: %v", err)
+	}
+	if err := New(Options{}).child(t.Context(), "yes", nil, limited(&out, 1<<16)); !errors.Is(err, errOutput) {
+		t.Errorf("endless output: %v", err)
+	}
+	if time.Since(start) > 20*time.Second {
+		t.Errorf("it took %v", time.Since(start))
+	}
+}
+
+func FuzzGIF(f *testing.F) {
+	data, err := os.ReadFile(mediaFile("video_pan8.gif"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data[:2000])
+	f.Add([]byte("GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"))
+	r := New(Options{Limits: Limits{MaxPixels: 1 << 20}})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if !bytes.HasPrefix(data, []byte("GIF8")) {
+			return
+		}
+		v, err := r.Video(t.Context(), Input{Data: data, Source: "fuzz"}, Choice{Frames: 3})
+		if err == nil && len(v.Frames) == 0 {
+			t.Error("no frames and no error")
+		}
+	})
+}

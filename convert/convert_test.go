@@ -121,6 +121,8 @@ func TestPlanAcceptsReleasedInventories(t *testing.T) {
 		{"Qwen--Qwen3-VL-2B-Instruct", 2_438_696_960},
 		{"Qwen--Qwen-VL-Chat", 9_662_407_424},                         // position tables grow with the picture's grid
 		{"OpenGVLab--InternVL3-1B-hf", 938_193_024},                   // all of it
+		{"OpenGVLab--InternVL-14B-224px", 26_992_122_369},             // QLLaMA is in three graphs
+		{"google--gemma-3-4b-it", 4_971_331_952},                      // all of it, with the tied head counted again
 		{"OpenGVLab--InternVL3-1B", 938_193_024},                      // the authors' layout of the same
 		{"llava-hf--llava-v1.6-mistral-7b-hf", 7_554_149_376},         // without the tower's last layer and norm
 		{"llava-hf--llava-v1.6-vicuna-7b-hf", 7_050_832_896},          // the same

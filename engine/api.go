@@ -58,12 +58,14 @@ const (
 	TilingAuto = preprocess.TilingAuto // as the model was released
 	TilingOff  = preprocess.TilingOff  // one tile a picture
 	TilingHD   = preprocess.TilingHD   // tiles for a model that was released without (LLaVA-1.5-HD)
+	// TilingStretch is the whole picture stretched to one tile, for models that crop or pad it otherwise.
+	TilingStretch = preprocess.TilingStretch
 )
 
 // PictureOptions say how the pictures of a request are cut into tiles, or how large they are seen. They do not apply to
 // frames of videos. An option that the model cannot follow is an error.
 type PictureOptions struct {
-	Tiling   string // TilingAuto, TilingOff or TilingHD
+	Tiling   string // TilingAuto, TilingOff, TilingHD or TilingStretch
 	MaxTiles int    // of one picture, the whole picture that some models add not counted; 0: the model's bound
 	// MinPixels and MaxPixels bound the area that a picture is resized to, for models that take pictures at their own size;
 	// 0: the model's bounds.

@@ -82,6 +82,9 @@ func (e *Engine) Tokenize(text string) ([]int32, error) {
 // Decode returns the text of ids, special tokens included.
 func (e *Engine) Decode(ids []int32) string { return e.prompter.tokenizer.Decode(ids, false) }
 
+// DecodeText returns the text of ids without special tokens, as an answer shows it.
+func (e *Engine) DecodeText(ids []int32) string { return e.prompter.tokenizer.Decode(ids, true) }
+
 // TokenizeUser returns the ids of a text as a user's message holds it: names of special tokens are text.
 func (e *Engine) TokenizeUser(text string) ([]int32, error) {
 	plan := &promptPlan{shield: e.prompter.tokenizer.NewShield()}

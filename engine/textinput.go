@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"glimpse/manifest"
 	"glimpse/tokenizer"
@@ -31,8 +32,11 @@ func openTextInput(folder string, spec manifest.TextInput) (*textInput, error) {
 // encode returns a text's ids, special tokens around it included. Names of special tokens in it are text, but in a raw
 // one. A text that is too long is refused: cutting it would score or ask something else.
 func (t *textInput) encode(param, text string, raw bool) ([]int32, error) {
-	if len(text) > maxTokenBytes*t.spec.MaxTokens {
+	if len(text) > maxTokenBytes*t.spec.MaxTokens && !t.spec.Truncate {
 		return nil, badRequest(param, CodeContextLength, ErrTextTooLong, "%s (%.40q…) has %d bytes and the model reads at most %d tokens of a text: shorten it", param, text, len(text), t.spec.MaxTokens)
+	}
+	if most := maxTokenBytes * t.spec.MaxTokens; len(text) > most { // behind what is kept
+		text = strings.ToValidUTF8(text[:most], "")
 	}
 	shield, covered := t.tokenizer.NewShield(), text
 	if !raw {
@@ -46,10 +50,25 @@ func (t *textInput) encode(param, text string, raw bool) ([]int32, error) {
 		return nil, fmt.Errorf("encode a text: %w", err)
 	case len(ids) == 0:
 		return nil, badRequest(param, CodeInvalid, nil, "%s is empty", param)
+	case len(ids) > t.spec.MaxTokens && t.spec.Truncate:
+		return t.truncated(ids)
 	case len(ids) > t.spec.MaxTokens:
 		return nil, badRequest(param, CodeContextLength, ErrTextTooLong, "%s (%.40q) has %d tokens and the model reads at most %d of a text: shorten it", param, text, len(ids), t.spec.MaxTokens)
 	}
 	return ids, nil
+}
+
+// truncated cuts the ids of a text and keeps the special tokens that end it.
+func (t *textInput) truncated(ids []int32) ([]int32, error) {
+	around, err := t.tokenizer.Encode("", true)
+	if err != nil {
+		return nil, fmt.Errorf("encode a text: %w", err)
+	}
+	end := 0 // how many of the ids are those behind a text
+	for end < min(len(around), t.spec.MaxTokens) && ids[len(ids)-1-end] == around[len(around)-1-end] {
+		end++
+	}
+	return append(ids[:t.spec.MaxTokens-end:t.spec.MaxTokens-end], ids[len(ids)-end:]...), nil
 }
 
 // tensors pads texts to the longest of them: ids and mask, both [texts, tokens].

@@ -43,6 +43,8 @@ type TextInput struct {
 	Pad       int    `toml:"pad"`
 	MaxTokens int    `toml:"max_tokens"`       // longer texts are refused
 	Prefix    string `toml:"prefix,omitempty"` // put in front of every text
+	// Truncate says that longer texts are cut instead, to MaxTokens with the special token that ends them.
+	Truncate bool `toml:"truncate,omitempty"`
 }
 
 // Scoring describes the heads that compare pictures with texts. The picture stages run first; ImageStages turn their

@@ -10,13 +10,15 @@ const (
 	TilingAuto = ""    // what the model's own processor does
 	TilingOff  = "off" // one tile a picture
 	TilingHD   = "hd"  // tiles for a model that was released without: LLaVA-1.5-HD
+	// TilingStretch is the whole picture stretched to one tile, for models that crop or pad it otherwise.
+	TilingStretch = "stretch"
 )
 
 // Options are what a request says about its pictures. The zero value is the model's own processor.
 type Options struct {
 	// MaxTiles bounds the tiles of one picture, the whole picture that some models add not counted; 0: the model's bound.
 	MaxTiles int
-	// Tiling is TilingAuto, TilingOff or TilingHD.
+	// Tiling is TilingAuto, TilingOff, TilingHD or TilingStretch.
 	Tiling string
 	// MinPixels and MaxPixels bound a picture's area after its resize, for models that take pictures at their own size; 0: the
 	// model's bounds.
@@ -41,8 +43,8 @@ func (o Options) check() error {
 	if o.MaxPixels > 0 && o.MinPixels > o.MaxPixels {
 		return fmt.Errorf("a picture was to have at least %d and at most %d pixels", o.MinPixels, o.MaxPixels)
 	}
-	if o.Tiling != TilingAuto && o.Tiling != TilingOff && o.Tiling != TilingHD {
-		return fmt.Errorf("tiling %q is unknown; known are auto, off and hd", o.Tiling)
+	if o.Tiling != TilingAuto && o.Tiling != TilingOff && o.Tiling != TilingHD && o.Tiling != TilingStretch {
+		return fmt.Errorf("tiling %q is unknown; known are auto, off, hd and stretch", o.Tiling)
 	}
 	return nil
 }

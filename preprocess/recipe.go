@@ -61,6 +61,11 @@ func NewRecipe(p manifest.Picture, options Options) (Recipe, error) {
 		build = newFrame
 	case options.Tiling == TilingHD:
 		build = newHD
+	case options.Tiling == TilingStretch:
+		if p.Recipe != "clip" && p.Recipe != "pad" && p.Recipe != "stretch" {
+			return nil, fmt.Errorf("tiling %q is for models of one tile, and the picture recipe is %q", TilingStretch, p.Recipe)
+		}
+		build = recipes["stretch"]
 	}
 	recipe, err := build(p, options)
 	if err != nil {

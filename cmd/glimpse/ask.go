@@ -56,7 +56,7 @@ func (o *AskOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Raw, "raw", false, "send PROMPT without the chat template")
 	f.BoolVar(&o.NoEXIF, "no-exif", false, "do not turn pictures upright")
 	o.Tiling = "auto"
-	f.Var(&choice{&o.Tiling, []string{"auto", "off", "hd"}}, "tiling", "how pictures are cut into tiles: auto (as the model was released), off (one tile a picture), hd (tiles for models released without: LLaVA-1.5)")
+	f.Var(&choice{&o.Tiling, []string{"auto", "off", "hd", "stretch"}}, "tiling", "how pictures are cut into tiles: auto (as the model was released), off (one tile a picture), hd (tiles for models released without: LLaVA-1.5), stretch (the whole picture where the release crops or pads)")
 	f.Var(&count{&o.MaxTiles, 0}, "max-tiles", "tiles of a picture at most, the whole picture that some models add not counted; 0: the model's bound")
 	f.Var(&count{&o.MinPixels, 0}, "min-pixels", "least area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
 	f.Var(&count{&o.MaxPixels, 0}, "max-pixels", "largest area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
@@ -211,7 +211,7 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 }
 
 // tilings are the words of --tiling.
-var tilings = map[string]string{"auto": engine.TilingAuto, "off": engine.TilingOff, "hd": engine.TilingHD}
+var tilings = map[string]string{"auto": engine.TilingAuto, "off": engine.TilingOff, "hd": engine.TilingHD, "stretch": engine.TilingStretch}
 
 // askStreaming prints the answer's text as it becomes final. Printing happens beside the engine, which must not wait
 // for a slow terminal; when printing fails the answer is given up.

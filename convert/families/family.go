@@ -118,7 +118,7 @@ func (h Head) Is(architecture string) bool {
 }
 
 // all lists the families; a new one is added here and nowhere else.
-var all = []Family{blip2Authors{}, videoLLaMA{}, llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, internVLAuthors{}, llavaNext{}, llavaOneVision{}, smolVLM{}, gemma3{},
+var all = []Family{blip2Authors{}, videoLLaMA{}, llava15{}, llava15Authors{}, blip2{}, blip2Retrieval{}, instructBLIP{}, internVL{}, internVLAuthors{}, llavaNext{}, llavaOneVision{}, smolVLM{}, gemma3{}, internVL14B{},
 	qwenVLs[0], qwenVLs[1], qwenVLs[2], qwenOriginal{}}
 
 // UnknownError says that no family takes a configuration.

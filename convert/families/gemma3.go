@@ -108,8 +108,8 @@ func (gemma3) connector(b *blocks.Builder, prefix string, vision siglip, side, h
 
 // gemmaPicture is Gemma3ImageProcessor without pan and scan: the picture is stretched to the tower's square.
 func gemmaPicture(raw json.RawMessage, size int, t *blocks.Tensors) *manifest.Picture {
-	half := []float64{0.5, 0.5, 0.5}
-	p := imageProcessor{Resample: 2, RescaleFactor: 1.0 / 255, Mean: half, Std: half, Size: sizes{Height: size, Width: size}}
+	half := func() []float64 { return []float64{0.5, 0.5, 0.5} }
+	p := imageProcessor{Resample: 2, RescaleFactor: 1.0 / 255, Mean: half(), Std: half(), Size: sizes{Height: size, Width: size}}
 	if raw != nil {
 		p = decodeProcessor(raw, []string{"Gemma3ImageProcessor", "Gemma3ImageProcessorFast"}, t)
 	}

@@ -55,6 +55,8 @@ type llamaConfig struct {
 	qkNorm     bool
 	packedRope bool
 	deepstack  int
+	openSpans  bool  // the tokens of a picture see each other in both directions
+	crossEvery int64 // rows of features are added behind the attention of every so-many layers, not behind the first ones
 	logN       int64 // queries behind this place are scaled by its logarithm to this base; 0: none are
 }
 
@@ -322,10 +324,14 @@ func (c llamaConfig) build(b *blocks.Builder, prefix, head string) {
 func (c llamaConfig) buildFrom(b *blocks.Builder, names llamaLayout) {
 	t, h, cache := b.Tensors, c.HiddenSize, c.cache()
 	step := b.StepInputs(h, cache)
+	attended := step
+	if c.openSpans {
+		attended = b.Open(b.Opened(step), 0)
+	}
 	x, pending := step.InputsEmbeds, (*onnx.Value)(nil)
 	for i := range c.Layers {
-		b.Scope(fmt.Sprintf("layers.%d", i), func() { x, pending = c.layer(b, step, names.layer(i), int(i), x, pending) })
-		if int(i) < len(step.Deepstack) {
+		b.Scope(fmt.Sprintf("layers.%d", i), func() { x, pending = c.layer(b, attended, names.layer(i), int(i), x, pending) })
+		if c.crossEvery == 0 && int(i) < len(step.Deepstack) {
 			pending = b.Op("Add", []*onnx.Value{pending, step.Deepstack[i]})
 		}
 	}
@@ -365,6 +371,9 @@ func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLaye
 		out.B = &bias
 	}
 	y = b.Linear(y, out)
+	if every := int(c.crossEvery); every > 0 && index%every == 0 {
+		y = b.Op("Add", []*onnx.Value{y, step.Deepstack[index/every]})
+	}
 
 	x, y = b.AddRMSNorm("post_attention_layernorm", x, y, t.Weight(names.postNorm, h), c.RMSNormEps)
 	gateUp := blocks.Linear{Name: "mlp.gate_up_proj", Kind: blocks.MLP, Layer: index,

@@ -87,7 +87,7 @@ func TestGraphSnapshots(t *testing.T) {
 		{"blip2-itm-tiny", all[:1]}, {"instructblip-tiny", all[:1]},
 		{"internvl3-tiny", all[:1]}, {"llavanext-tiny", all[:1]}, {"llavaonevision-tiny", all[:1]}, {"smolvlm-tiny", all[:1]},
 		{"qwen25vl-tiny", all[:1]}, {"qwen3vl-tiny", all[:1]}, {"qwenvl-tiny", all[:1]},
-		{"internvlchat10-tiny", all[:1]}, {"internvlchat11-tiny", all[:1]},
+		{"internvlchat10-tiny", all[:1]}, {"internvlchat11-tiny", all[:1]}, {"internvl14b-tiny", all[:1]}, {"gemma3-tiny", all[:1]},
 	} {
 		set := tc.set
 		for _, precision := range tc.precisions {

@@ -6,6 +6,7 @@
 package verify
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -15,6 +16,9 @@ import (
 	"glimpse/engine"
 	"glimpse/engine/internal/golden"
 )
+
+// kindSquash is the kind of cases that squashed runs.
+const kindSquash = "preprocess_retrieval"
 
 // pixelRows is the name of every step-th row of pixel_values, stored where the whole would be large.
 const pixelRows = "pixel_values_rows"
@@ -101,6 +105,11 @@ func (k *checker) samePrompt(have, want string) bool {
 // inputIDs returns the ids that are expected. Where one id outside of the vocabulary stands for a picture, it becomes the
 // picture's tokens.
 func (k *checker) inputIDs() []int32 {
+	m := k.engine.Manifest()
+	if n := k.c.Expected.NumImageTokens; n != nil && m.Picture != nil && m.Prompt.Expansion == "prepend" && !slices.Contains(k.c.Expected.InputIDs, int32(m.Tokens.Image)) {
+		// Rows before the text that have no ids in the authors' code.
+		return append(slices.Repeat([]int32{int32(m.Tokens.Image)}, *n), k.c.Expected.InputIDs...)
+	}
 	mark := k.c.Expected.ImageTokenIndex
 	if mark == nil || *mark >= 0 || k.c.Expected.NumImageTokens == nil || len(k.c.Images) == 0 {
 		return k.c.Expected.InputIDs
@@ -141,6 +150,22 @@ func (k *checker) sampledPixels(arrays map[string]engine.Array) bool {
 	r.Array = pixelRows
 	k.row(r)
 	return true
+}
+
+// squashed compares pixel_values of a picture that is stretched to the tower's square, as authors evaluate models whose
+// processor crops.
+func (k *checker) squashed(ctx context.Context) {
+	pictures, err := k.read(k.c.Images)
+	if err != nil {
+		k.fail("case", "%v", err)
+		return
+	}
+	p, err := k.engine.Prepare(ctx, engine.Request{Raw: true, Pictures: pictures, PictureOptions: engine.PictureOptions{Tiling: engine.TilingStretch}})
+	if err != nil {
+		k.fail(pixelValues, "%v", err)
+		return
+	}
+	k.storedPixels(p.Tensors, p.Pictures)
 }
 
 // sameText compares answers. Authors' code strips the spaces around an answer. And where bytes together are no text,

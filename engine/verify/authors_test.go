@@ -20,6 +20,11 @@ func TestAuthorsLayouts(t *testing.T) {
 	}{
 		{"internvlchat10-tiny", 4, slices.Concat(picture, answer), map[string][]string{
 			"wide": {"pixel_values", "inputs_embeds"}, "two": {"pixel_values_rows"}, "portrait_turns": {"pixel_values_rows"}}},
+		{"internvl14b-tiny", 17, nil, map[string][]string{
+			"match": {"padded_input_ids", "pixel_values", "vision_features", "qllama_query_output", "pool1_backbone", "pool2_qllama", "image_embeds_c",
+				"image_embeds_g", "text_embeds", "logits_per_image_c", "logits_per_image_g"},
+			"caption_cat": slices.Concat(answer, []string{"num_image_tokens", "pixel_values", "vision_features", "inputs_embeds"}),
+			"tok5":        {"ids", "decoded"}, "squash_rocket_wide": {"pixel_values"}}},
 		{"internvlchat11-tiny", 5, slices.Concat(picture, answer, []string{"pixel_values", "inputs_embeds"}), map[string][]string{
 			"text": slices.Concat(answer, []string{"inputs_embeds"})}},
 	} {

@@ -138,6 +138,10 @@ func (k *checker) run(ctx context.Context) {
 		check(k)
 		return
 	}
+	if k.c.Kind == kindSquash {
+		k.squashed(ctx)
+		return
+	}
 	req, err := k.request()
 	if err != nil {
 		k.fail("case", "%v", err)
@@ -168,7 +172,7 @@ func (k *checker) run(ctx context.Context) {
 // supported names what a case asks for and this version does not do.
 func (k *checker) supported() bool {
 	before := len(k.rows)
-	if k.c.Kind != "" && k.c.Kind != "generate" && textKinds[k.c.Kind] == nil {
+	if k.c.Kind != "" && k.c.Kind != "generate" && !(k.c.Kind == "score" && len(k.c.Texts) > 0) && k.c.Kind != kindSquash && textKinds[k.c.Kind] == nil {
 		k.fail("kind", "cases of kind %q are not verified by this version", k.c.Kind)
 	}
 	if len(k.c.Audios) > 0 {

@@ -67,9 +67,10 @@ type Options struct {
 
 // Expected is what upstream computed. Nil slices and pointers were not recorded.
 type Expected struct {
-	PromptText     *string `json:"prompt_text"`
-	InputIDs       []int32 `json:"input_ids"`
-	NumImageTokens *int    `json:"num_image_tokens"`
+	PromptText *string `json:"prompt_text"`
+	// InputIDs are the prompt's; where a case has texts, PaddedInputIDs are them instead.
+	InputIDs       TokenIDs `json:"input_ids"`
+	NumImageTokens *int     `json:"num_image_tokens"`
 	// ImageTokenIndex is the id that stands for a whole picture in InputIDs; nil or positive where each token has one.
 	ImageTokenIndex *int32  `json:"image_token_index"`
 	GeneratedIDs    []int32 `json:"generated_ids"`
@@ -79,6 +80,8 @@ type Expected struct {
 
 	TextRaw       *string `json:"text_raw"` // of all generated ids, where Text is cut
 	IDsOfText     []int32 `json:"ids_allowed_all"`
+	IDs           []int32 `json:"ids"`     // of a text, special tokens around it included
+	Decoded       *string `json:"decoded"` // the text of IDs, without special tokens
 	IDsOfUserText []int32 `json:"ids_allowed_image_st_only"`
 	Boxes         []Box   `json:"boxes"`
 	Error         string  `json:"error"`
@@ -91,6 +94,38 @@ type Expected struct {
 	PaddedAttentionMask [][]int64   `json:"padded_attention_mask"`
 	ITC                 [][]float64 `json:"itc"`
 	ITMProb             [][]float64 `json:"itm_prob"`
+}
+
+// TokenIDs are a prompt's ids; rows of several texts are left to paddedRows.
+type TokenIDs []int32
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *TokenIDs) UnmarshalJSON(raw []byte) error {
+	var rows [][]int32
+	if json.Unmarshal(raw, &rows) == nil && len(rows) > 0 {
+		return nil
+	}
+	return json.Unmarshal(raw, (*[]int32)(t))
+}
+
+// paddedRows takes input_ids of cases with texts for padded_input_ids.
+func paddedRows(raw []byte, cases []Case) {
+	var file struct {
+		Cases []struct {
+			Expected struct {
+				InputIDs json.RawMessage `json:"input_ids"`
+			} `json:"expected"`
+		} `json:"cases"`
+	}
+	if json.Unmarshal(raw, &file) != nil || len(file.Cases) != len(cases) {
+		return // the same text has been read before, so this does not happen
+	}
+	for i, c := range file.Cases {
+		var rows [][]int64
+		if json.Unmarshal(c.Expected.InputIDs, &rows) == nil && len(rows) > 0 && cases[i].Expected.PaddedInputIDs == nil {
+			cases[i].Expected.PaddedInputIDs = rows
+		}
+	}
 }
 
 // Box is a box as upstream draws it.
@@ -155,6 +190,7 @@ func parseCases(raw []byte) (*Set, error) {
 	if len(file.Cases) == 0 {
 		return nil, errors.New("it holds no cases")
 	}
+	paddedRows(raw, file.Cases)
 	seen := map[string]bool{}
 	for i, c := range file.Cases {
 		if c.ID == "" {

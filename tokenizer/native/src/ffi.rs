@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use crate::constraint::{Constraint, Grammars};
 use crate::inspect;
 use crate::template::{ChatTemplate, Failure};
 
@@ -73,17 +74,7 @@ fn utf8<'a>(data: &'a [u8], what: &str) -> Result<&'a str, Failure> {
 #[no_mangle]
 pub unsafe extern "C" fn glimpse_template_new(source: *const u8, len: usize, out: *mut GlimpseResult) -> *mut ChatTemplate {
     let source = bytes(source, len);
-    let parsed = guarded(|| ChatTemplate::parse(utf8(source, "the template")?));
-    match parsed {
-        Ok(template) => {
-            *out = GlimpseResult::new(OK, String::new());
-            Box::into_raw(Box::new(template))
-        }
-        Err(failure) => {
-            *out = GlimpseResult::failure(failure);
-            std::ptr::null_mut()
-        }
-    }
+    handed_out(guarded(|| ChatTemplate::parse(utf8(source, "the template")?)), out)
 }
 
 /// Renders with the variables of a JSON object. May be called from several threads at once.
@@ -113,11 +104,7 @@ pub unsafe extern "C" fn glimpse_template_render(
 /// `template` must come from `glimpse_template_new`, once; null is allowed.
 #[no_mangle]
 pub unsafe extern "C" fn glimpse_template_free(template: *mut ChatTemplate) {
-    if !template.is_null() {
-        let owned = Box::from_raw(template);
-        // Freeing cannot report anything.
-        let _ = catch_unwind(AssertUnwindSafe(move || drop(owned)));
-    }
+    free(template);
 }
 
 /// Loads a tokenizer.json the way the binding will and describes its tokens as JSON (see `inspect`). The binding lets a
@@ -132,6 +119,120 @@ pub unsafe extern "C" fn glimpse_tokenizer_inspect(json: *const u8, len: usize, 
         Ok(text) => GlimpseResult::new(OK, text),
         Err(failure) => GlimpseResult::failure(failure),
     };
+}
+
+/// Builds what the constraints of one model share out of its tokenizer.json, the number of its logits and the ids that end
+/// an answer. Returns null and fills `out` when that fails; on success `out` is empty.
+///
+/// # Safety
+/// `json` must be readable for `len` bytes, `eos` for `eos_len` values; `out` must be writable.
+#[no_mangle]
+pub unsafe extern "C" fn glimpse_grammars_new(
+    json: *const u8,
+    len: usize,
+    width: usize,
+    eos: *const u32,
+    eos_len: usize,
+    out: *mut GlimpseResult,
+) -> *mut Grammars {
+    let json = bytes(json, len);
+    let eos = if eos_len == 0 || eos.is_null() { &[] } else { std::slice::from_raw_parts(eos, eos_len) };
+    handed_out(guarded(|| Grammars::new(json, width, eos).map_err(Failure::Other)), out)
+}
+
+/// # Safety
+/// `grammars` must come from `glimpse_grammars_new`, once; null is allowed. Constraints made of it live on.
+#[no_mangle]
+pub unsafe extern "C" fn glimpse_grammars_free(grammars: *mut Grammars) {
+    free(grammars);
+}
+
+/// Compiles a JSON schema for one answer. May be called from several threads at once. Returns null and fills `out` when the
+/// schema cannot be compiled; on success `out` is empty.
+///
+/// # Safety
+/// `grammars` must come from `glimpse_grammars_new` and not be freed; `schema` must be readable for `len` bytes; `out` must
+/// be writable.
+#[no_mangle]
+pub unsafe extern "C" fn glimpse_constraint_new(
+    grammars: *const Grammars,
+    schema: *const u8,
+    len: usize,
+    lenient: bool,
+    out: *mut GlimpseResult,
+) -> *mut Constraint {
+    let schema = bytes(schema, len);
+    let compiled = guarded(|| {
+        let grammars = grammars.as_ref().ok_or_else(|| Failure::Other("the grammars are closed".into()))?;
+        grammars.compile(utf8(schema, "the schema")?, lenient).map_err(Failure::Other)
+    });
+    handed_out(compiled, out)
+}
+
+/// Writes the mask of the next token: bit i of word j stands for token 32 j + i.
+///
+/// # Safety
+/// `constraint` must come from `glimpse_constraint_new`, not be freed and not be in use; `mask` must be writable for `words`
+/// values, `out` too.
+#[no_mangle]
+pub unsafe extern "C" fn glimpse_constraint_mask(constraint: *mut Constraint, mask: *mut u32, words: usize, out: *mut GlimpseResult) {
+    let mask = if words == 0 || mask.is_null() { &mut [] } else { std::slice::from_raw_parts_mut(mask, words) };
+    let made = guarded(|| {
+        let constraint = constraint.as_mut().ok_or_else(|| Failure::Other("the constraint is closed".into()))?;
+        constraint.mask(mask).map_err(Failure::Other)
+    });
+    *out = match made {
+        Ok(()) => GlimpseResult::new(OK, String::new()),
+        Err(failure) => GlimpseResult::failure(failure),
+    };
+}
+
+/// Takes the next token. Returns true when the answer is complete.
+///
+/// # Safety
+/// As for `glimpse_constraint_mask`.
+#[no_mangle]
+pub unsafe extern "C" fn glimpse_constraint_commit(constraint: *mut Constraint, token: u32, out: *mut GlimpseResult) -> bool {
+    let committed = guarded(|| {
+        let constraint = constraint.as_mut().ok_or_else(|| Failure::Other("the constraint is closed".into()))?;
+        constraint.commit(token).map_err(Failure::Other)
+    });
+    let complete = matches!(committed, Ok(true));
+    *out = match committed {
+        Ok(_) => GlimpseResult::new(OK, String::new()),
+        Err(failure) => GlimpseResult::failure(failure),
+    };
+    complete
+}
+
+/// # Safety
+/// `constraint` must come from `glimpse_constraint_new`, once; null is allowed.
+#[no_mangle]
+pub unsafe extern "C" fn glimpse_constraint_free(constraint: *mut Constraint) {
+    free(constraint);
+}
+
+/// Gives a made thing to the caller, or null and the failure in `out`.
+unsafe fn handed_out<T>(made: Result<T, Failure>, out: *mut GlimpseResult) -> *mut T {
+    match made {
+        Ok(value) => {
+            *out = GlimpseResult::new(OK, String::new());
+            Box::into_raw(Box::new(value))
+        }
+        Err(failure) => {
+            *out = GlimpseResult::failure(failure);
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// Frees what `handed_out` gave.
+unsafe fn free<T>(value: *mut T) {
+    if !value.is_null() {
+        let owned = Box::from_raw(value);
+        // Freeing cannot report anything.
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(owned)));
+    }
 }
 
 /// # Safety

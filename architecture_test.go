@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"batch/phash":           {},
 	"batch/row":             {},
 	"media":                 {"preprocess"},
+	"worker":                {"engine", "graphs", "manifest"},
 	"engine/verify":         {"media", "engine", "graphs", "preprocess", "tokenizer", "manifest"},
 	"engine":                {"graphs", "preprocess", "tokenizer", "manifest"},
 	"graphs":                {},

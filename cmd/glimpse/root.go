@@ -87,7 +87,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
 		newConvert(a), newAsk(a), newCaption(a), newQueue(a), newVerify(a), newInspect(a), newSynth(a),
-		newServe(a), newBench(a), newScore(a), newEmbed(a), newDoctor(a), newVersion(a),
+		newServe(a), newBench(a), newScore(a), newEmbed(a), newDoctor(a), newVersion(a), newWorker(a),
 	)
 	for _, c := range root.Commands() {
 		markUsage(c)

@@ -31,6 +31,8 @@ type ServeOptions struct {
 	InFlight     int
 	DrainDelay   time.Duration
 	DrainTimeout time.Duration
+	InProcess    bool
+	MemoryLimit  int64
 }
 
 // AddFlags adds the flags.
@@ -44,6 +46,8 @@ func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
 	f.Var(&count{&o.InFlight, 0}, "in-flight", "answers being made or waiting, a model; 0: 64")
 	f.DurationVar(&o.DrainDelay, "drain-delay", 0, "between \"not ready\" and closing the listener when stopping")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "for requests in flight when stopping; 0: 30s")
+	f.BoolVar(&o.InProcess, "in-process", false, "run the models in this process; a crash of one is then a crash of all")
+	f.Var(&byteCount{&o.MemoryLimit}, "memory-limit", "`bytes` that the models may hold together (12GiB, 800MB); they are then loaded when asked for")
 }
 
 func newServe(a *app) *cobra.Command {
@@ -75,30 +79,43 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 		return badInputf("--listen: %w", err)
 	}
 	defer ln.Close() // Serve closes it too
-	rt, err := a.openRuntime()
+	opened, err := openModels(ctx, a, o, folders)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rt.Close()) }()
-	var models []server.Model
-	for _, folder := range folders {
-		e, err := a.openEngine(ctx, rt, folder, o.ModelOptions)
-		if err != nil {
-			return err
-		}
-		defer e.Close()
-		models = append(models, e)
-	}
+	defer func() { err = errors.Join(err, opened.close()) }()
 	s, err := server.New(server.Options{
-		Models: models, Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia,
+		Models: opened.models, Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia,
 		Limits: server.Limits{InFlight: o.InFlight, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
 	})
 	if err != nil {
 		return badInput(err)
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	fmt.Fprintf(a.stderr, "glimpse: serving %s on %s\n", names(models), address(o, ln))
-	return s.Serve(ctx, ln)
+	serving := func() { fmt.Fprintf(a.stderr, "glimpse: serving %s on %s\n", names(opened.models), address(o, ln)) }
+	if opened.load == nil {
+		serving()
+		return s.Serve(ctx, ln)
+	}
+	// While models load, requests wait for them, and /readyz says so.
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	loaded := make(chan error, 1)
+	go func() {
+		err := opened.load(ctx)
+		if err == nil {
+			serving()
+		} else {
+			stop(err)
+		}
+		loaded <- err
+	}()
+	err = s.Serve(ctx, ln)
+	stop(err) // a server that failed waits for nothing
+	if failed := <-loaded; failed != nil && !errors.Is(failed, context.Canceled) {
+		return failed
+	}
+	return err
 }
 
 // check finds what would end the server at its start, before models are loaded for nothing.
@@ -117,6 +134,9 @@ func (o *ServeOptions) check(folders []string) error {
 			return fmt.Errorf("%s and %s would both be served as %q: rename one folder", other, folder, name)
 		}
 		seen[name] = folder
+	}
+	if o.InProcess && o.MemoryLimit > 0 {
+		return errors.New("--memory-limit needs a process for each model: leave --in-process out")
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		return errors.New("TLS needs both --tls-cert and --tls-key")

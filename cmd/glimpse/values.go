@@ -123,3 +123,37 @@ func writeJSON(w io.Writer, v any) error {
 	}
 	return nil
 }
+
+// byteCount is a number of bytes with a unit.
+type byteCount struct{ value *int64 }
+
+// byteUnits are the units that byteCount knows, longest first.
+var byteUnits = []struct {
+	name  string
+	bytes int64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}}
+
+func (b *byteCount) String() string {
+	if b.value == nil {
+		return "0"
+	}
+	return strconv.FormatInt(*b.value, 10)
+}
+
+func (b *byteCount) Set(s string) error {
+	number, factor := s, int64(1)
+	for _, unit := range byteUnits {
+		if before, ok := strings.CutSuffix(s, unit.name); ok {
+			number, factor = before, unit.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil || !(n >= 0) || n*float64(factor) > 1<<60 {
+		return errors.New("it must be a number of bytes, such as 12GiB or 800MB; 0: no limit")
+	}
+	*b.value = int64(n * float64(factor))
+	return nil
+}
+
+func (b *byteCount) Type() string { return "bytes" }

@@ -106,8 +106,10 @@ type Request struct {
 	Sampling
 	MaxTokens int      // 0: the manifest's default; clipped to what the context leaves
 	Stop      []string // the answer ends before the first of these; at most 16
-	Logprobs  int      // 0: none; n: each Token carries its log-probability and the n most probable tokens; at most 20
-	Token     func(Token)
+	// Constraint, when set, is what the answer has to be; an answer that MaxTokens or a stop string cuts is not.
+	Constraint *Constraint
+	Logprobs   int // 0: none; n: each Token carries its log-probability and the n most probable tokens; at most 20
+	Token      func(Token)
 	// Token, when set, is called for each generated token, in order, from the engine's own goroutine: it must not block
 	// long, nor call the engine. The Texts of all calls together are Result.Text.
 }

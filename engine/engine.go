@@ -49,6 +49,7 @@ type Engine struct {
 	embeddings  *embeddingTable
 	decoder     *decoder   // nil: the model generates no text
 	scheduler   *scheduler // as decoder
+	constraints constraints
 
 	ctx     context.Context // ends when Close begins
 	closing context.CancelCauseFunc
@@ -254,7 +255,7 @@ func (e *Engine) Close() error {
 			e.scheduler.close()
 		}
 		e.users.Wait()
-		e.err = errors.Join(e.decoder.Close(), e.scorer.Close(), e.stages.Close(), e.sounds.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
+		e.err = errors.Join(e.decoder.Close(), e.constraints.Close(), e.scorer.Close(), e.stages.Close(), e.sounds.Close(), e.instruction.Close(), e.embeddings.Close(), e.prompter.Close())
 	})
 	return e.err
 }

@@ -37,6 +37,7 @@ type Prepared struct {
 	positions   []preprocess.Position // of TokenIDs, where they are not places in the sequence
 	delta       int32                 // what places behind the prompt are moved by
 	instruction []int32               // the user's text for the picture stages
+	constraint  *tokenizer.Constraint // of the answer; nil: none
 }
 
 // PictureLayout is what became of one picture.
@@ -233,10 +234,18 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 		return nil, badRequest("model", CodeUnsupported, ErrNoDecoder, "model %s has no decoder and generates no text", e.name)
 	}
 	start := time.Now()
+	limit, err := e.constrain(req) // before any picture is decoded
+	if err != nil {
+		return nil, err
+	}
+	if limit != nil {
+		defer limit.Close()
+	}
 	p, err := e.prepare(ctx, req, nil)
 	if err != nil {
 		return nil, err
 	}
+	p.constraint = limit
 	preprocess := time.Since(start)
 	made, err := e.features(ctx, p, nil)
 	if err != nil {
@@ -301,6 +310,9 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 		stopper: stopper{stops: slices.Concat(req.Stop, m.Generation.Stop)},
 		answer:  make([]byte, 0, 4*p.MaxTokens),
 		token:   req.Token, logprobs: req.Logprobs, piece: e.prompter.piece, trace: trace,
+	}
+	if p.constraint != nil { // a nil pointer in the interface would not be nil
+		q.constraint = p.constraint
 	}
 	if m.Decoder.Encoder != nil {
 		q.source = p.ids

@@ -38,7 +38,10 @@ type sequence struct {
 	positions []preprocess.Position
 	delta     int32
 
-	sampler  *sampler
+	sampler *sampler
+	// constraint follows the answer, nil where it is free.
+	constraint constraint
+
 	eos      []int32
 	text     textStream
 	stopper  stopper
@@ -55,6 +58,14 @@ type sequence struct {
 	done     chan struct{}
 
 	submittedAt, admittedAt, firstAt, endAt time.Time
+}
+
+// constraint says which tokens may come next: tokenizer.Constraint.
+type constraint interface {
+	// Mask has a bit for each token, EOS among them where the answer may end. It is valid until the next call.
+	Mask() ([]uint32, error)
+	// Commit takes a token; complete says that nothing can follow it.
+	Commit(id int32) (complete bool, err error)
 }
 
 // textStream turns ids into text that never ends within a character: tokenizer.Stream.
@@ -74,7 +85,7 @@ func (q *sequence) generated() []int32 { return q.ids[q.prompt:] }
 // accept takes the logits that follow the last id, draws the next one and hands it out. It reports whether the answer
 // is finished; then finish or err is set.
 func (q *sequence) accept(logits []float32, w *samplerScratch) bool {
-	id, err := q.sampler.next(logits, w)
+	id, complete, err := q.draw(logits, w)
 	if err != nil {
 		q.err = err
 		return true
@@ -94,17 +105,29 @@ func (q *sequence) accept(logits []float32, w *samplerScratch) bool {
 	if q.firstAt.IsZero() {
 		q.firstAt = time.Now()
 	}
-	q.extend(&tok)
+	q.extend(&tok, complete)
 	if q.token != nil {
 		q.token(tok)
 	}
 	return q.finish != ""
 }
 
+// draw draws the next token; complete says that a constraint lets nothing follow it.
+func (q *sequence) draw(logits []float32, w *samplerScratch) (id int32, complete bool, err error) {
+	if err = q.limit(); err != nil {
+		return 0, false, err
+	}
+	if id, err = q.sampler.next(logits, w); err != nil || slices.Contains(q.eos, id) {
+		return id, false, err
+	}
+	complete, err = q.follow(id)
+	return id, complete, err
+}
+
 // extend adds the token's text to the answer and decides whether it is the last.
-func (q *sequence) extend(tok *Token) {
+func (q *sequence) extend(tok *Token, complete bool) {
 	eos := slices.Contains(q.eos, tok.ID)
-	last := eos || len(q.generated()) >= q.maxNew
+	last := eos || complete || len(q.generated()) >= q.maxNew
 	piece := ""
 	if !eos {
 		piece = q.text.Push(tok.ID)
@@ -116,6 +139,8 @@ func (q *sequence) extend(tok *Token) {
 	switch {
 	case eos || stopped:
 		q.finish, tok.Stop = FinishStop, true
+	case complete:
+		q.finish = FinishStop
 	case last:
 		q.finish = FinishLength
 	}

@@ -15,6 +15,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"strings"
 
 	"glimpse/batch/row"
 )
@@ -91,9 +92,12 @@ func Read(in io.Reader, f func(Record) error) (end int64, err error) {
 	r := bufio.NewReaderSize(in, 1<<16)
 	magic := make([]byte, len(Magic))
 	n, err := io.ReadFull(r, magic)
-	if err != nil || string(magic) != Magic {
-		if onlyZeros(magic[:n]) || (err != nil && string(magic[:n]) == Magic[:n]) {
-			return 0, nil // created, and not even its head was written
+	if err != nil && ignoreEnd(err) != nil {
+		return 0, err
+	}
+	if string(magic[:n]) != Magic {
+		if strings.HasPrefix(Magic, strings.TrimRight(string(magic[:n]), "\x00")) {
+			return 0, tornOr(r, 0) // created, and not even its head was written
 		}
 		return 0, fmt.Errorf("%w: it does not begin as a journal does", ErrDamaged)
 	}

@@ -64,19 +64,19 @@ func (h *histogram) chart(title, unit string) chart {
 		}
 		highest = max(highest, n)
 	}
-	const width, height, foot = 480.0, 150.0, 24.0
+	const width, head, height, foot = 480.0, 18.0, 150.0, 24.0
 	bar := width / float64(last+1)
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img">`, width, height+foot)
+	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img">`, width, head+height+foot)
 	for i := range last + 1 {
 		tall := height * float64(h.counts[i]) / float64(highest)
 		from, to := float64(i)*h.width, float64(i+1)*h.width
 		fmt.Fprintf(&b, `<rect x="%.2f" y="%.2f" width="%.2f" height="%.2f"><title>%g to %g%s: %d</title></rect>`,
-			float64(i)*bar, height-tall, max(1, bar-2), tall, from, to, unit, h.counts[i])
+			float64(i)*bar, head+height-tall, max(1, bar-2), tall, from, to, unit, h.counts[i])
 	}
 	fmt.Fprintf(&b, `<text x="0" y="%g">0</text><text x="%g" y="%g" text-anchor="end">%g%s</text>`,
-		height+16, width, height+16, float64(last+1)*h.width, unit)
-	fmt.Fprintf(&b, `<text x="%g" y="12" text-anchor="end">%d</text></svg>`, width, highest)
+		head+height+16, width, head+height+16, float64(last+1)*h.width, unit)
+	fmt.Fprintf(&b, `<text x="0" y="12">%d pictures</text></svg>`, highest)
 	c.SVG = template.HTML(b.String()) // numbers and a constant unit only
 	return c
 }

@@ -198,8 +198,8 @@ func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inp
 	meter.close()
 	if err == nil || summary.Written+summary.Skipped > 0 {
 		fmt.Fprintf(a.stderr, "caption: %s\n", captionCounts(summary))
+		err = errors.Join(err, page.Close(summaryOf(summary, o.Out, model, b)))
 	}
-	err = errors.Join(err, page.Close(summaryOf(summary, o.Out, model, b)))
 	if err == nil && summary.Failed+summary.FailedBefore > 0 {
 		return errFound
 	}

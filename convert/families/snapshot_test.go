@@ -86,7 +86,7 @@ func TestGraphSnapshots(t *testing.T) {
 		{"llava15-tiny", all}, {"blip2-opt-tiny", all[:1]}, {"blip2-t5-tiny", []blocks.Precision{blocks.FP32, blocks.FP16}},
 		{"blip2-itm-tiny", all[:1]}, {"instructblip-tiny", all[:1]},
 		{"internvl3-tiny", all[:1]}, {"llavanext-tiny", all[:1]}, {"llavaonevision-tiny", all[:1]}, {"smolvlm-tiny", all[:1]},
-		{"qwen25vl-tiny", all[:1]}, {"qwen3vl-tiny", all[:1]}, {"qwenvl-tiny", all[:1]},
+		{"qwen2vl-tiny", all[:1]}, {"qwen25vl-tiny", all[:1]}, {"qwen3vl-tiny", all[:1]}, {"qwenvl-tiny", all[:1]},
 		{"internvlchat10-tiny", all[:1]}, {"internvlchat11-tiny", all[:1]}, {"internvl14b-tiny", all[:1]}, {"gemma3-tiny", all[:1]},
 	} {
 		set := tc.set

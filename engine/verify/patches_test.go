@@ -16,11 +16,15 @@ func TestPatchModels(t *testing.T) {
 		name string
 		rows []string
 	}{
+		{"qwen2vl-tiny", picture},
 		{"qwen25vl-tiny", picture},
 		{"qwen3vl-tiny", append([]string{"deepstack_0", "deepstack_1"}, picture...)},
 	} {
 		t.Run(set.name, func(t *testing.T) {
 			cases := []string{"landscape", "portrait", "wide", "two_images", "text_only", "jpeg"}
+			if set.name == "qwen2vl-tiny" {
+				cases = []string{"landscape", "portrait", "two_images", "text_only"}
+			}
 			e := openSet(t, set.name)
 			report, err := verify.Run(t.Context(), e, filepath.Join(goldens, set.name), verify.Options{Cases: cases})
 			if err != nil {
@@ -38,6 +42,9 @@ func TestPatchModels(t *testing.T) {
 					}
 				}
 				want := text
+				if set.name == "qwen2vl-tiny" && c.ID == "text_only" {
+					want = slices.DeleteFunc(slices.Clone(text), func(name string) bool { return name == "position_ids" })
+				}
 				if c.ID != "text_only" {
 					want = slices.Concat(text, set.rows)
 				}
@@ -46,6 +53,9 @@ func TestPatchModels(t *testing.T) {
 						t.Errorf("case %s has no row %s: %v", c.ID, w, names)
 					}
 				}
+			}
+			if set.name == "qwen2vl-tiny" {
+				return // it has no videos
 			}
 			report, err = verify.Run(t.Context(), e, filepath.Join(goldens, set.name), verify.Options{Cases: []string{"video"}})
 			if err != nil || report.OK || len(report.Cases[0].Rows) == 0 || report.Cases[0].Rows[0].Note == "" {

@@ -77,6 +77,7 @@ func splitNonempty(text, at string) []string {
 // samePrompt compares prompts: before the pictures' expansion, or after it where the set stores that.
 func (k *checker) samePrompt(have, want string) bool {
 	p := k.engine.Manifest().Prompt
+	have = oneMark(have, want, p)
 	if have == want || p.Placeholder == "" || p.ImageToken == "" || strings.Contains(want, p.Placeholder) {
 		return have == want
 	}
@@ -106,15 +107,18 @@ func (k *checker) samePrompt(have, want string) bool {
 // picture's tokens.
 func (k *checker) inputIDs() []int32 {
 	m := k.engine.Manifest()
+	if k.c.Expected.SegmentIDs != nil {
+		return k.joinedSegments()
+	}
 	if n := k.c.Expected.NumImageTokens; n != nil && m.Picture != nil && m.Prompt.Expansion == "prepend" && !slices.Contains(k.c.Expected.InputIDs, int32(m.Tokens.Image)) {
 		// Rows before the text that have no ids in the authors' code.
-		return append(slices.Repeat([]int32{int32(m.Tokens.Image)}, *n), k.c.Expected.InputIDs...)
+		return append(slices.Repeat([]int32{int32(m.Tokens.Image)}, n.Total()), k.c.Expected.InputIDs...)
 	}
 	mark := k.c.Expected.ImageTokenIndex
 	if mark == nil || *mark >= 0 || k.c.Expected.NumImageTokens == nil || len(k.c.Images) == 0 {
 		return k.c.Expected.InputIDs
 	}
-	each := *k.c.Expected.NumImageTokens / len(k.c.Images)
+	each := k.c.Expected.NumImageTokens.Total() / len(k.c.Images)
 	var ids []int32
 	for _, id := range k.c.Expected.InputIDs {
 		if id == *mark {

@@ -43,7 +43,7 @@ func sortedArrays(arrays map[string]string) []string {
 	}
 	var names []string
 	for name := range arrays {
-		if name != pixelRows && name != pixelValues && name != pixelVideos && name != imageSizes {
+		if name != pixelRows && name != framesUint8 && name != pixelValues && name != pixelVideos && name != imageSizes {
 			names = append(names, name)
 		}
 	}

@@ -4,6 +4,7 @@ package verify
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ func pictureOptions(kwargs json.RawMessage) (o engine.PictureOptions, err error)
 }
 
 // request makes the case's request.
-func (k *checker) request() (engine.Request, error) {
+func (k *checker) request(ctx context.Context) (engine.Request, error) {
 	req := engine.Request{MaxTokens: max(1, len(k.c.Expected.GeneratedIDs))}
 	var err error
 	if req.PictureOptions, err = pictureOptions(k.c.ProcessorKwargs); err != nil {
@@ -71,22 +72,42 @@ func (k *checker) request() (engine.Request, error) {
 		}
 		return req, nil
 	}
-	videos := make([][]engine.Picture, len(k.c.Videos))
-	for i, name := range k.c.Videos {
-		if videos[i], err = k.video(name); err != nil {
+	media := map[string][]engine.Part{}
+	for i := range pictures {
+		media[engine.PartImage] = append(media[engine.PartImage], engine.Part{Type: engine.PartImage, Picture: &pictures[i]})
+	}
+	for _, name := range k.c.Videos {
+		read := k.video
+		if k.isFile(name) {
+			read = k.clip
+		}
+		video, err := read(ctx, name)
+		if err != nil {
 			return req, err
 		}
+		media[engine.PartVideo] = append(media[engine.PartVideo], video)
 	}
-	return req, k.messages(&req, pictures, videos)
+	audios := k.c.Audios
+	if k.c.AudioFile != "" {
+		audios = append(slices.Clone(audios), k.c.AudioFile)
+	}
+	for _, name := range audios {
+		sound, err := k.sound(ctx, name)
+		if err != nil {
+			return req, err
+		}
+		media[engine.PartAudio] = append(media[engine.PartAudio], sound)
+	}
+	return req, k.messages(&req, media)
 }
 
-// messages fills in the case's messages. Pictures and videos are used in their order, and all of them.
-func (k *checker) messages(req *engine.Request, pictures []engine.Picture, videos [][]engine.Picture) error {
-	images, clips := 0, 0
+// messages fills in the case's messages. Pictures, videos and sounds are used in their order, and all of them.
+func (k *checker) messages(req *engine.Request, media map[string][]engine.Part) error {
 	list, err := k.writtenPictures()
 	if err != nil {
 		return err
 	}
+	used := map[string]int{}
 	for _, m := range list {
 		parts, err := m.Parts()
 		if err != nil {
@@ -97,26 +118,22 @@ func (k *checker) messages(req *engine.Request, pictures []engine.Picture, video
 			switch p.Type {
 			case "text":
 				out.Content = append(out.Content, engine.Part{Type: engine.PartText, Text: p.Text})
-			case "image":
-				if images == len(pictures) {
-					return fmt.Errorf("the messages have more images than the %d of the case", len(pictures))
+			case "image", "video", "audio": // as the engine's types are called
+				if used[p.Type] == len(media[p.Type]) {
+					return fmt.Errorf("the messages have more parts of type %s than the %d of the case", p.Type, len(media[p.Type]))
 				}
-				out.Content = append(out.Content, engine.Part{Type: engine.PartImage, Picture: &pictures[images]})
-				images++
-			case "video":
-				if clips == len(videos) {
-					return fmt.Errorf("the messages have more videos than the %d of the case", len(videos))
-				}
-				out.Content = append(out.Content, engine.Part{Type: engine.PartVideo, Frames: videos[clips]})
-				clips++
+				out.Content = append(out.Content, media[p.Type][used[p.Type]])
+				used[p.Type]++
 			default:
 				return fmt.Errorf("a message has a part of type %q, which this version does not take", p.Type)
 			}
 		}
 		req.Messages = append(req.Messages, out)
 	}
-	if images != len(pictures) || clips != len(videos) {
-		return fmt.Errorf("the messages have %d images and %d videos, and the case %d and %d", images, clips, len(pictures), len(videos))
+	for kind, parts := range media {
+		if used[kind] != len(parts) {
+			return fmt.Errorf("the messages have %d parts of type %s, and the case %d", used[kind], kind, len(parts))
+		}
 	}
 	return nil
 }
@@ -143,10 +160,11 @@ func (k *checker) read(names []string) ([]engine.Picture, error) {
 }
 
 // video reads a folder of frames, in the order of their names.
-func (k *checker) video(name string) ([]engine.Picture, error) {
+func (k *checker) video(_ context.Context, name string) (engine.Part, error) {
+	part := engine.Part{Type: engine.PartVideo}
 	entries, err := os.ReadDir(k.set.Media(name))
 	if err != nil {
-		return nil, fmt.Errorf("media: a video is a folder of frames: %w", err)
+		return part, fmt.Errorf("media: a video is a folder of frames: %w", err)
 	}
 	var frames []string
 	for _, e := range entries {
@@ -155,8 +173,9 @@ func (k *checker) video(name string) ([]engine.Picture, error) {
 		}
 	}
 	if len(frames) == 0 {
-		return nil, fmt.Errorf("media: video %s has no frames", name)
+		return part, fmt.Errorf("media: video %s has no frames", name)
 	}
 	k.frames = append(k.frames, frames...)
-	return k.read(frames)
+	part.Frames, err = k.read(frames)
+	return part, err
 }

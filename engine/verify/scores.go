@@ -67,7 +67,7 @@ func (k *checker) textIDs(t *engine.ScoreTrace) {
 	}
 	placeholders := 0
 	if n := want.NumImageTokens; n != nil {
-		placeholders = *n
+		placeholders = n.Total()
 		have := k.engine.Manifest().Picture.TokensPerTile
 		k.equal("num_image_tokens", have == placeholders, "have %d, want %d", have, placeholders)
 	}

@@ -29,6 +29,8 @@ type Case struct {
 	Images          []string        `json:"images"`
 	Videos          []string        `json:"videos"`
 	Audios          []string        `json:"audios"`
+	File            string          `json:"file"`       // of cases of the kind "audio"
+	AudioFile       string          `json:"audio_file"` // the sound of a video
 	Messages        []Message       `json:"messages"`
 	Prompt          *string         `json:"prompt"` // nil: pictures alone
 	Texts           []string        `json:"texts"`  // each is scored against each picture
@@ -70,7 +72,9 @@ type Expected struct {
 	PromptText *string `json:"prompt_text"`
 	// InputIDs are the prompt's; where a case has texts, PaddedInputIDs are them instead.
 	InputIDs       TokenIDs `json:"input_ids"`
-	NumImageTokens *int     `json:"num_image_tokens"`
+	NumImageTokens *Counts  `json:"num_image_tokens"`
+	// SegmentIDs are the ids of the texts between media, in place of InputIDs.
+	SegmentIDs [][]int32 `json:"segment_ids"`
 	// ImageTokenIndex is the id that stands for a whole picture in InputIDs; nil or positive where each token has one.
 	ImageTokenIndex *int32  `json:"image_token_index"`
 	GeneratedIDs    []int32 `json:"generated_ids"`
@@ -88,6 +92,27 @@ type Expected struct {
 
 	DecoderStartToken *int    `json:"decoder_start_token_id"`
 	QFormerInputIDs   []int32 `json:"qformer_input_ids"`
+
+	// Of videos and sounds.
+	FrameIndices  []int   `json:"frame_indices"`
+	VideoFrames   int     `json:"video_frames"`
+	FPS           float64 `json:"fps"`
+	SampleRate    int     `json:"sample_rate"`
+	Channels      int     `json:"channels"`
+	SamplesNative int     `json:"samples_native"`
+	Samples16k    int     `json:"samples_16k"`
+	Clips         int     `json:"clips"`
+	StoredClips   []int   `json:"fbank_clips_stored"`
+	Table         []struct {
+		Frames  int   `json:"frames"`
+		Count   int   `json:"n_frms"`
+		Indices []int `json:"indices"`
+	} `json:"table"`
+	Items []struct {
+		Text  string  `json:"text"`
+		First []int32 `json:"ids_first"`
+		Rest  []int32 `json:"ids_rest"`
+	} `json:"items"`
 
 	TextInputIDs        [][]int32   `json:"text_input_ids"`
 	PaddedInputIDs      [][]int64   `json:"padded_input_ids"`
@@ -126,6 +151,28 @@ func paddedRows(raw []byte, cases []Case) {
 			cases[i].Expected.PaddedInputIDs = rows
 		}
 	}
+}
+
+// Counts are the tokens of each medium, or of all of them in one number.
+type Counts []int
+
+// UnmarshalJSON takes a number or a list of numbers.
+func (c *Counts) UnmarshalJSON(raw []byte) error {
+	var one int
+	if json.Unmarshal(raw, &one) == nil {
+		*c = Counts{one}
+		return nil
+	}
+	return json.Unmarshal(raw, (*[]int)(c))
+}
+
+// Total is the tokens of all.
+func (c Counts) Total() int {
+	total := 0
+	for _, n := range c {
+		total += n
+	}
+	return total
 }
 
 // Box is a box as upstream draws it.
@@ -200,8 +247,8 @@ func parseCases(raw []byte) (*Set, error) {
 			return nil, fmt.Errorf("two cases have the id %q", c.ID)
 		}
 		seen[c.ID] = true
-		for _, name := range slices.Concat(c.Images, c.Videos) {
-			if !filepath.IsLocal(name) {
+		for _, name := range slices.Concat(c.Images, c.Videos, c.Audios, []string{c.File, c.AudioFile}) {
+			if name != "" && !filepath.IsLocal(name) {
 				return nil, fmt.Errorf("case %s: %q is not in the media folder", c.ID, name)
 			}
 		}

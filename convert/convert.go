@@ -192,9 +192,10 @@ func replaceable(out string) error {
 
 func summarize(src *source, plan *families.Plan, opts Options) *Summary {
 	s := &Summary{Checkpoint: opts.Checkpoint, Family: plan.Manifest.Family, Architecture: src.architecture(), Precision: plan.Manifest.Precision}
+	shared := onnx.NewShared()
 	for _, c := range plan.Components {
 		params, formats := c.Builder.Parameters()
-		bytes := c.Builder.DataBytes()
+		bytes := c.Builder.DataBytes(shared)
 		s.Components = append(s.Components, ComponentSummary{Name: c.Name, Parameters: params, Bytes: bytes, Nodes: len(c.Builder.Nodes),
 			Formats: formats, Policy: c.Builder.Policy.Describe()})
 		s.Parameters += params

@@ -80,9 +80,10 @@ func (w *writer) write(ctx context.Context) (err error) {
 func (w *writer) components(ctx context.Context, folder string) error {
 	m := &w.plan.Manifest
 	m.Components = map[string]manifest.Component{}
+	shared := onnx.NewShared()
 	for _, c := range w.plan.Components {
 		res, err := c.Builder.Write(ctx, filepath.Join(folder, c.Name+".onnx"), onnx.Options{
-			Producer: "glimpse", Version: w.opts.Version, Workers: w.opts.Workers, Written: func(n int64) { w.advance(c.Name, n) },
+			Producer: "glimpse", Version: w.opts.Version, Workers: w.opts.Workers, Written: func(n int64) { w.advance(c.Name, n) }, Shared: shared,
 		})
 		if err != nil {
 			return err

@@ -59,13 +59,13 @@ func TestWriteLaysWeightsOutOnPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if int64(len(data)) != res.DataBytes || g.DataBytes() != res.DataBytes || res.DataFile != "m.onnx.data" {
+	if int64(len(data)) != res.DataBytes || g.DataBytes(nil) != res.DataBytes || res.DataFile != "m.onnx.data" {
 		t.Errorf("%+v for a file of %d bytes", res, len(data))
 	}
 	if written.Load() != 32012 {
 		t.Errorf("%d bytes were reported as written", written.Load())
 	}
-	extents, _ := g.layout()
+	extents, _ := g.layout(nil, "")
 	for w, e := range extents {
 		if w.Bytes() >= pageAlign && e.offset%pageAlign != 0 || e.offset%smallAlign != 0 {
 			t.Errorf("%s of %d bytes starts at %d", w.Value.Name(), w.Bytes(), e.offset)

@@ -12,7 +12,10 @@ import (
 const irVersion = 10
 
 // External data of a weight: where its bytes lie in the data file.
-type extent struct{ offset, length int64 }
+type extent struct {
+	offset, length int64
+	file           string // of another graph, where its weight is the same; empty for the graph's own data file
+}
 
 func appendMessage(b []byte, field protowire.Number, body []byte) []byte {
 	b = protowire.AppendTag(b, field, protowire.BytesType)
@@ -125,6 +128,9 @@ func encodeTensor(w *Weight, dataFile string, extents map[*Weight]extent) []byte
 	if !external {
 		b = protowire.AppendTag(b, 9, protowire.BytesType)
 		return protowire.AppendBytes(b, w.inline)
+	}
+	if e.file != "" {
+		dataFile = e.file
 	}
 	b = appendMessage(b, 13, encodeEntry("location", dataFile))
 	b = appendMessage(b, 13, encodeEntry("offset", itoa(e.offset)))

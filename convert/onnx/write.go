@@ -27,6 +27,19 @@ type Options struct {
 	Version  string
 	Workers  int               // payloads produced at once; 0 for one a processor
 	Written  func(bytes int64) // called after each write with its size, from many goroutines; may be nil
+	Shared   *Shared           // what graphs before this one wrote into the same folder; nil: nothing is shared
+}
+
+// Shared remembers where the weights of a folder's graphs lie, so that a weight that several graphs hold is stored once. Its
+// zero value is not ready: use NewShared. It is not safe for concurrent use.
+type Shared struct{ places map[string]extent }
+
+// NewShared returns a folder without weights.
+func NewShared() *Shared { return &Shared{map[string]extent{}} }
+
+// key is what a weight's bytes follow from: two weights with the same key have the same bytes.
+func (w *Weight) key() string {
+	return fmt.Sprintf("%T %s output %d as %s %v", w.payload, w.payload, w.output, w.DType, w.Shape)
 }
 
 // Result says what Write made.
@@ -36,9 +49,10 @@ type Result struct {
 	DataFile   string // its base name, empty when there is none
 }
 
-// DataBytes returns the size of the external data file that the graph will have, without reading anything.
-func (g *Graph) DataBytes() int64 {
-	_, size := g.layout()
+// DataBytes returns the size of the external data file that the graph will have, without reading anything. shared notes the
+// graph's weights as Write would; it may be nil.
+func (g *Graph) DataBytes(shared *Shared) int64 {
+	_, size := g.layout(shared, g.Name)
 	return size
 }
 
@@ -48,7 +62,7 @@ func (g *Graph) Write(ctx context.Context, path string, opts Options) (Result, e
 	if err := g.check(); err != nil {
 		return Result{}, fmt.Errorf("write graph %s: %w", g.Name, err)
 	}
-	extents, size := g.layout()
+	extents, size := g.layout(opts.Shared, filepath.Base(path)+".data")
 	var res Result
 	if size > 0 {
 		res.DataFile = filepath.Base(path) + ".data"
@@ -65,13 +79,22 @@ func (g *Graph) Write(ctx context.Context, path string, opts Options) (Result, e
 	return res, nil
 }
 
-// layout gives every payload-backed weight its extent, in the order the graph holds them.
-func (g *Graph) layout() (map[*Weight]extent, int64) {
+// layout gives every payload-backed weight its extent, in the order the graph holds them: in the data file of this name, or
+// where an earlier graph has put the same bytes.
+func (g *Graph) layout(shared *Shared, file string) (map[*Weight]extent, int64) {
 	extents := map[*Weight]extent{}
 	var end int64
 	for _, w := range g.Weights {
 		if w.payload == nil {
 			continue
+		}
+		key := ""
+		if shared != nil {
+			key = w.key()
+			if e, ok := shared.places[key]; ok {
+				extents[w] = e
+				continue
+			}
 		}
 		n := w.Bytes()
 		align := int64(smallAlign)
@@ -79,7 +102,10 @@ func (g *Graph) layout() (map[*Weight]extent, int64) {
 			align = pageAlign
 		}
 		start := (end + align - 1) / align * align
-		extents[w] = extent{start, n}
+		extents[w] = extent{offset: start, length: n}
+		if shared != nil {
+			shared.places[key] = extent{start, n, file}
+		}
 		end = start + n
 	}
 	return extents, end
@@ -91,11 +117,11 @@ type job struct {
 	weights []*Weight
 }
 
-func (g *Graph) jobs() []*job {
+func (g *Graph) jobs(extents map[*Weight]extent) []*job {
 	var order []*job
 	byPayload := map[Payload]*job{}
 	for _, w := range g.Weights {
-		if w.payload == nil {
+		if w.payload == nil || extents[w].file != "" {
 			continue
 		}
 		j := byPayload[w.payload]
@@ -124,7 +150,7 @@ func (g *Graph) writeData(ctx context.Context, path string, extents map[*Weight]
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(workers)
-	for _, j := range g.jobs() {
+	for _, j := range g.jobs(extents) {
 		if gctx.Err() != nil {
 			break
 		}

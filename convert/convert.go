@@ -197,7 +197,7 @@ func summarize(src *source, plan *families.Plan, opts Options) *Summary {
 		params, formats := c.Builder.Parameters()
 		bytes := c.Builder.DataBytes(shared)
 		s.Components = append(s.Components, ComponentSummary{Name: c.Name, Parameters: params, Bytes: bytes, Nodes: len(c.Builder.Nodes),
-			Formats: formats, Policy: c.Builder.Policy.Describe()})
+			Formats: formats, Policy: c.Builder.Describe()})
 		s.Parameters += params
 		s.Bytes += bytes
 	}

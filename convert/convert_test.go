@@ -138,6 +138,25 @@ func TestPlanAcceptsReleasedInventories(t *testing.T) {
 	}
 }
 
+// TestT5KeepsWoAndSaysSo: the layer that overflows in every halved port stays fp32, and the summary explains it.
+func TestT5KeepsWoAndSaysSo(t *testing.T) {
+	const t5 = "../testdata/goldens/blip2-t5-tiny/checkpoint"
+	for precision, says := range map[string]bool{"fp16": true, "int8": true, "int4": true, "fp32": false} {
+		s := mustConvert(t, convert.Options{Checkpoint: t5, Precision: precision, Plan: true})
+		for _, c := range s.Components {
+			if c.Name != "encoder" && c.Name != "decoder" {
+				continue
+			}
+			if strings.Contains(c.Policy, "overflow float16") != says {
+				t.Errorf("%s %s: policy %q", precision, c.Name, c.Policy)
+			}
+			if precision != "fp32" && c.Formats["fp32"] < 2*96*48 {
+				t.Errorf("%s %s: only %d parameters are fp32; wo alone has more", precision, c.Name, c.Formats["fp32"])
+			}
+		}
+	}
+}
+
 func TestConvertRefusesATakenPlace(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "model")
 	if err := os.MkdirAll(out, 0o755); err != nil {

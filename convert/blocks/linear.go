@@ -14,6 +14,7 @@ type Builder struct {
 
 	parameters int64
 	formats    map[string]int64
+	wide       bool // some layer is of kind Wide
 }
 
 // NewBuilder starts the graph of a component.
@@ -24,6 +25,15 @@ func NewBuilder(name string, tensors *Tensors, policy Policy) *Builder {
 // Parameters returns the number of weight elements in the graph, and how many are stored in each format.
 func (b *Builder) Parameters() (total int64, byFormat map[string]int64) {
 	return b.parameters, b.formats
+}
+
+// Describe says in words how the component's weights are stored, and why where a layer is kept from what was asked.
+func (b *Builder) Describe() string {
+	text := b.Policy.Describe()
+	if b.wide && b.Policy.resolved() != FP32 {
+		text += "; the feed-forward's output matrices (wo) stay fp32, because their results overflow float16"
+	}
+	return text
 }
 
 func (b *Builder) count(w Weight, format string) {
@@ -48,6 +58,7 @@ type Linear struct {
 
 // Linear adds the layer over x [rows, in] and returns [rows, out].
 func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
+	b.wide = b.wide || l.Kind == Wide
 	b.Scope(l.Name, func() {
 		bias := onnx.None
 		if l.B != nil {

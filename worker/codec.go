@@ -60,6 +60,13 @@ func appendValue(to []byte, v reflect.Value) ([]byte, error) {
 		return appendValue(to, v.Elem())
 	case reflect.Slice:
 		return appendSlice(to, v)
+	case reflect.Array:
+		for i := range v.Len() {
+			if to, err = appendValue(to, v.Index(i)); err != nil {
+				return nil, err
+			}
+		}
+		return to, nil
 	case reflect.Map:
 		to = appendCount(to, v.IsNil(), v.Len())
 		for entries := v.MapRange(); err == nil && entries.Next(); {
@@ -204,6 +211,13 @@ func (d *decoder) value(v reflect.Value) error {
 		return d.value(v.Elem())
 	case reflect.Slice:
 		return d.slice(v)
+	case reflect.Array:
+		for i := range v.Len() {
+			if err := d.value(v.Index(i)); err != nil {
+				return err
+			}
+		}
+		return nil
 	case reflect.Map:
 		return d.entries(v)
 	case reflect.Struct:
@@ -263,6 +277,9 @@ func describe(w io.Writer, t reflect.Type) {
 	fmt.Fprintf(w, "%s ", t.Kind())
 	switch t.Kind() {
 	case reflect.Pointer, reflect.Slice:
+		describe(w, t.Elem())
+	case reflect.Array:
+		fmt.Fprintf(w, "%d ", t.Len())
 		describe(w, t.Elem())
 	case reflect.Map:
 		describe(w, t.Key())

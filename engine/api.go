@@ -76,6 +76,9 @@ type PictureOptions struct {
 type Message struct {
 	Role    string // "system", "user", "assistant", or what else the template knows
 	Content []Part
+
+	ToolCalls  []ToolCall // of "assistant": functions that it asked for
+	ToolCallID string     // of "tool": the call whose result this is
 }
 
 // Sampling says how the next token is drawn from the logits. The zero value is greedy. The order is that of
@@ -104,6 +107,9 @@ type Request struct {
 	PictureOptions PictureOptions
 
 	Sampling
+	// Tools are functions that the model may ask for. The engine shows them to it and does not read its answer.
+	Tools []Tool
+
 	MaxTokens int      // 0: the manifest's default; clipped to what the context leaves
 	Stop      []string // the answer ends before the first of these; at most 16
 	// Constraint, when set, is what the answer has to be; an answer that MaxTokens or a stop string cuts is not.

@@ -165,7 +165,7 @@ func (e *Engine) check(req Request) error {
 	if e.manifest.Decoder != nil {
 		vocab = e.manifest.Decoder.VocabSize
 	}
-	return errors.Join(req.Sampling.check(), req.Sampling.checkPenalties(vocab), checkStops(req.Stop))
+	return errors.Join(req.Sampling.check(), req.Sampling.checkPenalties(vocab), checkStops(req.Stop), checkTools(req.Tools), checkCalls(req.Messages))
 }
 
 // fit refuses a prompt that leaves no room for an answer and clips the answer to the room there is.

@@ -78,7 +78,7 @@ const probeText = "probe"
 
 // renders reports whether the template takes this form of content: the text comes out, and not the form itself.
 func (p *prompter) renders(content any) bool {
-	text, err := p.template.Render(p.variables([]templateMessage{{"user", content}}))
+	text, err := p.template.Render(p.variables([]templateMessage{{Role: "user", Content: content}}))
 	return err == nil && strings.Contains(text, probeText) && !strings.Contains(text, `'type'`) && !strings.Contains(text, `"type"`)
 }
 
@@ -180,6 +180,9 @@ type templatePart struct {
 	Seconds []float64 // of PartVideo, where they are known
 }
 
+	ToolCalls  []templateCall `json:"tool_calls,omitempty"`
+	ToolCallID string         `json:"tool_call_id,omitempty"`
+
 // MarshalJSON writes {"type":"text","text":…}, {"type":"image"} or, of a video whose frames' times are known, these beside its
 // type as texts: upstream's parts have the keys of their type alone.
 func (t templatePart) MarshalJSON() ([]byte, error) {
@@ -220,15 +223,35 @@ func (p *prompter) planMessages(req Request, plan *promptPlan) error {
 	case p.template == nil:
 		return badRequest("messages", CodeUnsupported, nil, "the model has no chat template; send a raw prompt")
 	}
-	messages := make([]templateMessage, len(req.Messages))
-	for i, m := range req.Messages {
+	turns := req.Messages
+	native := usesTools(req) && p.knowsTools()
+	if usesTools(req) && !native {
+		turns = spelledOut(req.Messages, req.Tools)
+	}
+	messages := make([]templateMessage, len(turns))
+	for i, m := range turns {
+	case p.template == nil && usesTools(req):
+		return badRequest("tools", CodeUnsupported, nil, "the model has no chat template and so no place for tools")
 		parts, err := p.message(i, m, plan)
 		if err != nil {
 			return err
 		}
-		messages[i] = templateMessage{m.Role, p.content(parts)}
+		messages[i] = templateMessage{Role: m.Role, Content: p.content(parts)}
+		if native {
+			if err := p.toolTurn(i, m, plan, &messages[i]); err != nil {
+				return err
+			}
+		}
 	}
-	text, err := p.template.Render(p.variables(messages))
+	variables := p.variables(messages)
+	if native && len(req.Tools) > 0 {
+		tools, err := p.toolVariables(req.Tools, plan)
+		if err != nil {
+			return err
+		}
+		variables["tools"] = tools
+	}
+	text, err := p.template.Render(variables)
 	if err != nil {
 		return badRequest("messages", CodeInvalid, err, "%v", err)
 	}

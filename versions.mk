@@ -15,3 +15,7 @@ ORT_SHA256_aarch64   := e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad
 TOKENIZERS_MODULE := github.com/daulet/tokenizers
 # tiktoken-rs replaces a git dependency of that crate, which cannot be fetched everywhere (0.12 does not compile with it).
 TIKTOKEN_RS_VERSION := 0.7
+
+# Python libraries that `make test-interop` reads our files with.
+WEBDATASET_VERSION := 1.0.2
+PYARROW_VERSION    := 26.0.1

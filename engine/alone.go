@@ -5,10 +5,12 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	"glimpse/graphs"
+	"glimpse/manifest"
 	"glimpse/preprocess"
 )
 
@@ -25,6 +27,9 @@ func (e *Engine) prepareAlone(ctx context.Context, p *Prepared, given map[string
 	}
 	prepared, err := e.pictures.each(ctx, p.placed)
 	if err != nil {
+		return err
+	}
+	if prepared, err = e.pictures.joinVideos(p.placed, prepared); err != nil {
 		return err
 	}
 	var pixels Array
@@ -102,9 +107,11 @@ func (e *Engine) locate(p *Prepared) error {
 	if e.manifest.Decoder == nil || e.manifest.Decoder.Positions == "" {
 		return nil
 	}
-	maps := make([]preprocess.Grid, len(p.placed))
-	for i, pic := range p.placed {
-		maps[i] = pic.layout.Map
+	var maps []preprocess.TokenMap
+	for _, pic := range p.placed {
+		if pic.layout.Tokens > 0 { // other frames of a video have no rows of their own
+			maps = append(maps, preprocess.TokenMap{Grid: pic.layout.Map, Steps: pic.layout.Steps, Interval: pic.interval})
+		}
 	}
 	var err error
 	p.positions, p.delta, err = preprocess.Positions(p.ids, e.prompter.isImageToken, maps)
@@ -119,4 +126,56 @@ func positionArray(positions []preprocess.Position) Array {
 		a.Int64[i], a.Int64[n+i], a.Int64[2*n+i], a.Int64[3*n+i] = int64(i), int64(p.Time), int64(p.Row), int64(p.Column)
 	}
 	return a
+}
+
+// secondsBetweenFrames is assumed of videos whose frames come without times: what upstream samples.
+const secondsBetweenFrames = 0.5
+
+// inTime gives the i-th frame of a video the time of its step and holds it to the size of the first; list ends with the
+// frames before it.
+func (p *placed) inTime(spec manifest.Patches, m medium, i int, list []placed) error {
+	if i > 0 {
+		if first := list[len(list)-i]; first.width != p.width || first.height != p.height {
+			return fmt.Errorf("the frame has %d×%d pixels and the video's first %d×%d: frames of a video have one size", p.width, p.height, first.width, first.height)
+		}
+	}
+	at := func(k int) float64 {
+		if k = min(k, len(m.pictures)-1); m.seconds != nil {
+			return m.seconds[k]
+		}
+		return float64(k) * secondsBetweenFrames
+	}
+	p.seconds, p.interval = (at(i)+at(i+spec.Temporal-1))/2, 1
+	if spec.Video != nil && spec.Video.TokensPerSecond > 0 {
+		between := secondsBetweenFrames
+		if len(m.pictures) > 1 {
+			between = at(1) - at(0)
+		}
+		p.interval = spec.Video.TokensPerSecond * between * float64(spec.Temporal)
+	}
+	if !(p.interval >= 0) || p.seconds != p.seconds {
+		return errors.New("the times of the video's frames are not in order")
+	}
+	return nil
+}
+
+// joinVideos makes one of the frames of each video.
+func (p *pictures) joinVideos(list []placed, prepared []*preprocess.Prepared) ([]*preprocess.Prepared, error) {
+	var out []*preprocess.Prepared
+	for i := 0; i < len(list); i++ {
+		if list[i].frame == 0 {
+			out = append(out, prepared[i])
+			continue
+		}
+		from := i
+		for !list[i].last {
+			i++
+		}
+		video, err := preprocess.JoinFrames(p.spec, prepared[from:i+1])
+		if err != nil {
+			return nil, pictureError(from, list[from].Picture, err)
+		}
+		out = append(out, video)
+	}
+	return out, nil
 }

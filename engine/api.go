@@ -103,13 +103,14 @@ type Request struct {
 	Raw      bool
 	Prompt   string    // with Raw: contains one placeholder a picture, where the model has placeholders
 	Pictures []Picture // with Raw: in the order of their placeholders, or before the text where the model has none
+	Videos   []Part    // with Raw: parts of type PartVideo, in the order of their placeholders
 
 	PictureOptions PictureOptions
 
-	Sampling
 	// Tools are functions that the model may ask for. The engine shows them to it and does not read its answer.
 	Tools []Tool
 
+	Sampling
 	MaxTokens int      // 0: the manifest's default; clipped to what the context leaves
 	Stop      []string // the answer ends before the first of these; at most 16
 	// Constraint, when set, is what the answer has to be; an answer that MaxTokens or a stop string cuts is not.

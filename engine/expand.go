@@ -28,7 +28,7 @@ func (p *prompter) video(part Part, param string, j, i int) (medium, error) {
 	if len(part.Seconds) > 0 && len(part.Seconds) != len(part.Frames) {
 		return medium{}, badRequest(param, CodeInvalid, nil, "part %d of message %d is a video of %d frames, with times of %d", j, i, len(part.Frames), len(part.Seconds))
 	}
-	m := medium{video: true}
+	m := medium{video: true, seconds: part.Seconds}
 	for k := range part.Frames {
 		m.pictures = append(m.pictures, &part.Frames[k])
 	}
@@ -147,10 +147,13 @@ func (p *prompter) expandVideo(b *strings.Builder, frames []placed) {
 		token = p.prompt.ImageToken
 	}
 	for i, f := range frames {
+		if i > 0 && f.layout.Tokens == 0 {
+			continue // its rows are those of a frame before
+		}
 		if i > 0 {
 			b.WriteString(p.prompt.FrameSeparator)
 		}
-		b.WriteString(numbered(p.prompt.FramePrefix, "{frame}", f.frame))
+		b.WriteString(numbered(p.prompt.FramePrefix, "{frame}", f.frame, "{seconds}", strconv.FormatFloat(f.seconds, 'f', 1, 64)))
 		b.WriteString(strings.Repeat(token, f.layout.Tokens))
 		b.WriteString(p.prompt.FrameSuffix)
 	}
@@ -184,11 +187,11 @@ func (p *prompter) encodePieces(plan *promptPlan, text string) ([]int32, error) 
 	return ids, nil
 }
 
-// numbered replaces names by numbers in a text of the manifest.
+// numbered replaces names by numbers, or what is written for them, in a text of the manifest.
 func numbered(text string, pairs ...any) string {
 	list := make([]string, 0, len(pairs))
 	for i := 0; i+1 < len(pairs); i += 2 {
-		list = append(list, pairs[i].(string), strconv.Itoa(pairs[i+1].(int)))
+		list = append(list, pairs[i].(string), fmt.Sprint(pairs[i+1]))
 	}
 	return strings.NewReplacer(list...).Replace(text)
 }

@@ -45,6 +45,7 @@ func newPictures(m *manifest.Picture, limits preprocess.Limits) (*pictures, erro
 type medium struct {
 	pictures []*Picture // one, or the frames
 	video    bool
+	seconds  []float64 // when each frame is shown; nil where that is not known
 	sound    *Sound
 }
 
@@ -55,8 +56,10 @@ type placed struct {
 	recipe        preprocess.Recipe
 	layout        preprocess.Layout
 	width, height int
-	frame         int  // of its video, from 1; 0 for a picture
-	last          bool // of its video
+	frame         int     // of its video, from 1; 0 for a picture
+	last          bool    // of its video
+	seconds       float64 // when its step in time is shown
+	interval      float64 // what a step adds to the time of positions
 }
 
 // place lays out the media of a prompt from their headers alone, frames one by one.
@@ -81,12 +84,17 @@ func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
 			one := placed{Picture: pic, recipe: recipe}
 			if m.video {
 				one.frame, one.last = i+1, i == len(m.pictures)-1
-				if one.recipe, err = preprocess.NewRecipe(p.spec, preprocess.Options{Frame: true, FirstFrame: i == 0, LastFrame: one.last}); err != nil {
+				if one.recipe, err = preprocess.NewRecipe(p.spec, preprocess.Options{Frame: true, FirstFrame: i == 0, LastFrame: one.last, Index: i, Frames: len(m.pictures)}); err != nil {
 					return nil, badRequest("messages", CodeUnsupported, err, "%v", err)
 				}
 			}
 			if err := one.layOut(); err != nil {
 				return nil, pictureError(len(list), pic, err)
+			}
+			if p.alone() && m.video {
+				if err := one.inTime(*p.spec.Patches, m, i, list); err != nil {
+					return nil, pictureError(len(list), pic, err)
+				}
 			}
 			if total += one.layout.Tokens; total > math.MaxInt32 {
 				return nil, badRequest("messages", CodeContextLength, ErrContextTooLong, "the pictures take more than %d tokens", math.MaxInt32)

@@ -165,6 +165,13 @@ func (p *prompter) planRaw(req Request, plan *promptPlan) error {
 	for i := range req.Pictures {
 		plan.media = append(plan.media, medium{pictures: []*Picture{&req.Pictures[i]}})
 	}
+	for i, part := range req.Videos {
+		video, err := p.video(part, "videos", i, 0)
+		if err != nil {
+			return err
+		}
+		plan.media = append(plan.media, video)
+	}
 	return nil
 }
 
@@ -172,6 +179,9 @@ func (p *prompter) planRaw(req Request, plan *promptPlan) error {
 type templateMessage struct {
 	Role    string `json:"role"`
 	Content any    `json:"content"` // []templatePart, or a string
+
+	ToolCalls  []templateCall `json:"tool_calls,omitempty"`
+	ToolCallID string         `json:"tool_call_id,omitempty"`
 }
 
 type templatePart struct {
@@ -179,9 +189,6 @@ type templatePart struct {
 	Text    string    // of PartText
 	Seconds []float64 // of PartVideo, where they are known
 }
-
-	ToolCalls  []templateCall `json:"tool_calls,omitempty"`
-	ToolCallID string         `json:"tool_call_id,omitempty"`
 
 // MarshalJSON writes {"type":"text","text":…}, {"type":"image"} or, of a video whose frames' times are known, these beside its
 // type as texts: upstream's parts have the keys of their type alone.
@@ -214,10 +221,12 @@ func tenths(seconds []float64) []string {
 
 func (p *prompter) planMessages(req Request, plan *promptPlan) error {
 	switch {
-	case req.Prompt != "" || len(req.Pictures) > 0:
+	case req.Prompt != "" || len(req.Pictures)+len(req.Videos) > 0:
 		return badRequest("prompt", CodeInvalid, nil, "a prompt and pictures beside messages are for raw requests")
 	case len(req.Messages) == 0:
 		return badRequest("messages", CodeInvalid, nil, "there are no messages")
+	case p.template == nil && usesTools(req):
+		return badRequest("tools", CodeUnsupported, nil, "the model has no chat template and so no place for tools")
 	case p.template == nil && p.prepend:
 		return p.planMessage(req, plan)
 	case p.template == nil:
@@ -230,8 +239,6 @@ func (p *prompter) planMessages(req Request, plan *promptPlan) error {
 	}
 	messages := make([]templateMessage, len(turns))
 	for i, m := range turns {
-	case p.template == nil && usesTools(req):
-		return badRequest("tools", CodeUnsupported, nil, "the model has no chat template and so no place for tools")
 		parts, err := p.message(i, m, plan)
 		if err != nil {
 			return err

@@ -22,6 +22,20 @@ type Patches struct {
 	Window int `toml:"window,omitzero"`
 	// PositionGrid is the side of the grid of learned positions, interpolated to the picture's; 0: there are none.
 	PositionGrid int `toml:"position_grid,omitzero"`
+	// Video is set where the model takes videos, whose frames share patches, Temporal of them each.
+	Video *PatchVideo `toml:"video,omitempty"`
+}
+
+// PatchVideo says how videos become patches and where they stand in the prompt.
+type PatchVideo struct {
+	MinPixels int  `toml:"min_pixels"` // of a resized frame or, with AllFrames, of all frames together
+	MaxPixels int  `toml:"max_pixels"`
+	AllFrames bool `toml:"all_frames,omitempty"`
+	// Apart says that each step in time, Temporal frames, is a picture of its own in the prompt, with the prompt's frame_prefix and
+	// frame_suffix. Otherwise the steps follow each other without text between.
+	Apart bool `toml:"apart,omitempty"`
+	// TokensPerSecond is what a second adds to the time of positions; 0: a step adds one.
+	TokensPerSecond float64 `toml:"tokens_per_second,omitzero"`
 }
 
 // Factor is what both sides of a resized picture are multiples of.
@@ -45,6 +59,12 @@ func (m *Manifest) validatePatches(p *problems) {
 	p.within("picture.patches.window", t.Window, 0, 1<<14)
 	p.check(t.Window == 0 || t.Window >= t.Factor(), "picture.patches.window is %d, less than one token's %d pixels", t.Window, t.Factor())
 	p.within("picture.patches.position_grid", t.PositionGrid, 0, 1<<12)
+	p.check(pic.Video == nil || t.Video != nil, "picture.video is set and picture.patches.video is not")
+	if v := t.Video; v != nil {
+		p.within("picture.patches.video.min_pixels", v.MinPixels, 1, 1<<40)
+		p.within("picture.patches.video.max_pixels", v.MaxPixels, v.MinPixels, 1<<40)
+		p.check(v.TokensPerSecond >= 0 && v.TokensPerSecond <= 1e4, "picture.patches.video.tokens_per_second is %v", v.TokensPerSecond)
+	}
 }
 
 // validateMRoPE checks that the axes share out the frequencies.

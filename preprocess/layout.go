@@ -28,6 +28,8 @@ type Options struct {
 	Frame, LastFrame bool
 	// FirstFrame says that the frame is the first of its video, where all frames are one run and share its rows.
 	FirstFrame bool
+	// Index is the frame's place in its video, from 0, and Frames how many there are, for models whose frames share patches.
+	Index, Frames int
 }
 
 // maxTilesOfPicture bounds what a manifest or a request may ask for; InternVL goes to 40, LLaVA-OneVision to 36.
@@ -60,6 +62,8 @@ type Layout struct {
 	// Map is how many of a picture's tokens lie beside and below each other, where their positions are rows and columns
 	// (recipe "patches"); zero for others.
 	Map Grid
+	// Steps is how often the Map of a video follows itself in time; 0 for a picture.
+	Steps int
 
 	arrange func() []FeatureRow
 }

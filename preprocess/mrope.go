@@ -16,11 +16,28 @@ type Position struct{ Time, Row, Column int32 }
 // at is the position that all three axes share.
 func at(n int32) Position { return Position{n, n, n} }
 
+// TokenMap is the grid of tokens of a picture or video. A video has Steps of them in time, and Interval is what a step adds to
+// the time; pictures have neither.
+type TokenMap struct {
+	Grid
+	Steps    int
+	Interval float64
+}
+
+// tokens counts the map's tokens, and end is where text goes on behind it, counted from where it began: behind the largest of
+// time, rows and columns.
+func (m TokenMap) tokens() int { return m.Tiles() * max(m.Steps, 1) }
+func (m TokenMap) end() int32 {
+	return max(m.time(max(m.Steps, 1)-1)+1, int32(m.Columns), int32(m.Rows))
+}
+
+func (m TokenMap) time(step int) int32 { return int32(min(float64(step)*m.Interval, math.MaxInt32/4)) }
+
 // Positions returns the position of each token of a prompt, and the number that a later token's place in the sequence is
-// moved by. isPicture tells picture tokens from text, and maps are the pictures' grids of tokens, in their order. It is
-// get_rope_index of Qwen2VLModel and its successors: text counts on, a picture's tokens are rows and columns from where the
-// text stood, and text goes on behind the larger of both.
-func Positions(ids []int32, isPicture func(id int32) bool, maps []Grid) (positions []Position, delta int32, err error) {
+// moved by. isPicture tells picture tokens from text, and maps are the pictures' and videos' grids of tokens, in their order.
+// It is get_rope_index of Qwen2VLModel and its successors: text counts on, a picture's tokens are rows and columns from where
+// the text stood, and text goes on behind the larger of both.
+func Positions(ids []int32, isPicture func(id int32) bool, maps []TokenMap) (positions []Position, delta int32, err error) {
 	positions = make([]Position, 0, len(ids))
 	next := int32(0)
 	for i := 0; i < len(ids); {
@@ -35,17 +52,18 @@ func Positions(ids []int32, isPicture func(id int32) bool, maps []Grid) (positio
 		}
 		m := maps[0]
 		maps = maps[1:]
-		if m.Columns < 1 || m.Rows < 1 || m.Tiles() > len(ids)-i {
+		if m.Columns < 1 || m.Rows < 1 || m.Tiles() > len(ids)-i || m.tokens() > len(ids)-i {
 			return nil, 0, fmt.Errorf("position token %d of the prompt: its picture has %d×%d tokens and the prompt %d from there", i, m.Columns, m.Rows, len(ids)-i)
 		}
-		for n := range m.Tiles() {
+		for n := range m.tokens() {
 			if !isPicture(ids[i+n]) {
-				return nil, 0, fmt.Errorf("position token %d of the prompt: it is text within the %d tokens of a picture", i+n, m.Tiles())
+				return nil, 0, fmt.Errorf("position token %d of the prompt: it is text within the %d tokens of a picture", i+n, m.tokens())
 			}
-			positions = append(positions, Position{next, next + int32(n/m.Columns), next + int32(n%m.Columns)})
+			within := n % m.Tiles()
+			positions = append(positions, Position{next + m.time(n/m.Tiles()), next + int32(within/m.Columns), next + int32(within%m.Columns)})
 		}
-		i += m.Tiles()
-		next += int32(max(m.Columns, m.Rows))
+		i += m.tokens()
+		next += m.end()
 	}
 	if len(maps) > 0 {
 		return nil, 0, fmt.Errorf("position the prompt: %d pictures have no tokens in it", len(maps))

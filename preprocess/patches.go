@@ -60,21 +60,27 @@ const maxPatchPixels = 1 << 28
 // area within the bounds where the sides' rounding allows, the aspect ratio about kept. It is smart_resize of
 // Qwen2VLImageProcessor, with Python's rounding of halves to even.
 func SmartResize(width, height, factor, minPixels, maxPixels int) (w, h int, err error) {
+	return smartResize(width, height, factor, minPixels, maxPixels, 1, 1)
+}
+
+// smartResize is SmartResize for a video whose pixels are bounded together: rounded frames count against the bounds, and
+// frames decide by how much a side shrinks or grows.
+func smartResize(width, height, factor, minPixels, maxPixels, rounded, frames int) (w, h int, err error) {
 	if err := checkSides(width, height); err != nil {
 		return 0, 0, err
 	}
 	if long, short := max(width, height), min(width, height); float64(long)/float64(short) > maxAspect {
 		return 0, 0, fmt.Errorf("lay out a picture of %d×%d: one side is more than %d times the other, which this model does not take", width, height, maxAspect)
 	}
-	f, area := float64(factor), float64(width)*float64(height)
+	f, area := float64(factor), float64(frames)*float64(width)*float64(height)
 	side := func(n int) int { return int(math.RoundToEven(float64(n)/f)) * factor }
 	w, h = side(width), side(height)
 	switch {
-	case w*h > maxPixels:
+	case rounded*w*h > maxPixels:
 		beta := math.Sqrt(area / float64(maxPixels))
 		side = func(n int) int { return max(factor, int(math.Floor(float64(n)/beta/f))*factor) }
 		w, h = side(width), side(height)
-	case w*h < minPixels:
+	case rounded*w*h < minPixels:
 		beta := math.Sqrt(float64(minPixels) / area)
 		side = func(n int) int { return int(math.Ceil(float64(n)*beta/f)) * factor }
 		w, h = side(width), side(height)

@@ -115,20 +115,20 @@ func TestWindowsPartTheGrid(t *testing.T) {
 
 func TestPositionsOfTextAndPictures(t *testing.T) {
 	isPicture := func(id int32) bool { return id == 9 }
-	got, delta, err := Positions([]int32{1, 2, 9, 9, 9, 9, 9, 9, 3, 9, 4}, isPicture, []Grid{{3, 2}, {1, 1}})
+	got, delta, err := Positions([]int32{1, 2, 9, 9, 9, 9, 9, 9, 3, 9, 4}, isPicture, []TokenMap{{Grid: Grid{3, 2}}, {Grid: Grid{1, 1}}})
 	want := []Position{{0, 0, 0}, {1, 1, 1}, {2, 2, 2}, {2, 2, 3}, {2, 2, 4}, {2, 3, 2}, {2, 3, 3}, {2, 3, 4}, {5, 5, 5}, {6, 6, 6}, {7, 7, 7}}
 	if err != nil || delta != 8-11 || cmp.Diff(want, got) != "" {
 		t.Errorf("delta %d, %v, %s", delta, err, cmp.Diff(want, got))
 	}
 	for name, c := range map[string]struct {
 		ids  []int32
-		maps []Grid
+		maps []TokenMap
 	}{
 		"a picture too many":   {[]int32{1, 9}, nil},
-		"a picture too few":    {[]int32{1}, []Grid{{1, 1}}},
-		"fewer tokens":         {[]int32{9, 9, 9}, []Grid{{2, 2}}},
-		"text inside":          {[]int32{9, 1, 9, 9}, []Grid{{2, 2}}},
-		"a picture of nothing": {[]int32{9}, []Grid{{}}},
+		"a picture too few":    {[]int32{1}, []TokenMap{{Grid: Grid{1, 1}}}},
+		"fewer tokens":         {[]int32{9, 9, 9}, []TokenMap{{Grid: Grid{2, 2}}}},
+		"text inside":          {[]int32{9, 1, 9, 9}, []TokenMap{{Grid: Grid{2, 2}}}},
+		"a picture of nothing": {[]int32{9}, []TokenMap{{}}},
 	} {
 		if _, _, err := Positions(c.ids, isPicture, c.maps); err == nil {
 			t.Errorf("%s: no error", name)

@@ -57,6 +57,8 @@ func NewRecipe(p manifest.Picture, options Options) (Recipe, error) {
 		return nil, fmt.Errorf("picture recipe %q resizes every picture to the model's own size: bounds on its pixels are for models that take pictures at their own size", p.Recipe)
 	}
 	switch {
+	case (options.Frame || options.LastFrame) && p.Patches != nil:
+		build = newPatchFrame
 	case options.Frame || options.LastFrame:
 		build = newFrame
 	case options.Tiling == TilingHD:

@@ -68,6 +68,7 @@ func (f qwenVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error)
 	r.generation(&p.Manifest, generationConfig{EOS: text.EOS, BOS: text.BOS, Pad: text.Pad}, t)
 	p.Manifest.Tokens.Image = c.ImageToken
 	p.Manifest.Picture = patchesPicture(r.Preprocessor, vision, t)
+	f.video(r, p, c, vision, t)
 	if r.Tokenizer != nil {
 		if id, ok := tokenID(r.Tokenizer, p.Manifest.Prompt.ImageToken); !ok || id != c.ImageToken {
 			t.Problem(tokenizerFile, fmt.Sprintf("gives the image token %q the id %d (found: %v) where config.json says %d", p.Manifest.Prompt.ImageToken, id, ok, c.ImageToken))
@@ -75,6 +76,93 @@ func (f qwenVL) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error)
 	}
 	r.addText(p, f.boxes(r.Tokenizer, p, t), r.template(), t)
 	return p, nil
+}
+
+// video says what becomes of videos: patches of several frames, one after the other in the prompt or, in Qwen3-VL, each with
+// its time in front.
+func (f qwenVL) video(r *Release, p *Plan, c qwenVLConfig, vision qwenVision, t *blocks.Tensors) {
+	picture := p.Manifest.Picture.Patches
+	v := &manifest.PatchVideo{MinPixels: picture.MinPixels, MaxPixels: picture.MaxPixels, Apart: f.kind == qwen3VL, AllFrames: f.kind == qwen3VL}
+	if f.kind == qwen3VL { // Qwen3VLVideoProcessor's own
+		v.MinPixels, v.MaxPixels = 128*32*32, 768*32*32
+	}
+	if f.kind == qwen25VL {
+		v.TokensPerSecond = vision.TokensPerSecond
+	}
+	const file = "video_preprocessor_config.json"
+	if raw := r.Extra[file]; raw != nil {
+		given := videoProcessor{Size: sizes{ShortestEdge: v.MinPixels, LongestEdge: v.MaxPixels}}
+		decode(raw, &given, file, t)
+		v.MinPixels, v.MaxPixels = given.Size.ShortestEdge, given.Size.LongestEdge
+		if given.MinPixels != 0 {
+			v.MinPixels = given.MinPixels
+		}
+		if given.MaxPixels != 0 {
+			v.MaxPixels = given.MaxPixels
+		}
+		given.check(file, p.Manifest.Picture, t)
+	}
+	if v.MinPixels < 1 || v.MaxPixels < v.MinPixels {
+		t.Problem(file, fmt.Sprintf("bounds a video by %d and %d pixels", v.MinPixels, v.MaxPixels))
+	}
+	picture.Video, p.Manifest.Picture.Video = v, &manifest.Video{}
+	p.Manifest.Prompt.VideoPlaceholder, p.Manifest.Prompt.VideoToken = "<|video_pad|>", "<|video_pad|>"
+	p.Manifest.Tokens.Video = 151656
+	set(&p.Manifest.Tokens.Video, c.VideoToken)
+	if f.kind == qwen3VL {
+		p.Manifest.Prompt.FramePrefix, p.Manifest.Prompt.FrameSuffix = "<{seconds} seconds><|vision_start|>", "<|vision_end|>"
+	}
+}
+
+// videoProcessor is video_preprocessor_config.json of Qwen2VLVideoProcessor and Qwen3VLVideoProcessor. How frames are chosen
+// is up to the request here.
+type videoProcessor struct {
+	Size          sizes           `json:"size"`
+	MinPixels     int             `json:"min_pixels"`
+	MaxPixels     int             `json:"max_pixels"`
+	PatchSize     int             `json:"patch_size"`
+	Temporal      int             `json:"temporal_patch_size"`
+	Merge         int             `json:"merge_size"`
+	Mean          []float64       `json:"image_mean"`
+	Std           []float64       `json:"image_std"`
+	Resample      int             `json:"resample"`
+	Kind          string          `json:"video_processor_type"`
+	Processor     string          `json:"processor_class"`
+	ImageKind     json.RawMessage `json:"image_processor_type"`
+	FPS           json.RawMessage `json:"fps"`
+	MinFrames     json.RawMessage `json:"min_frames"`
+	MaxFrames     json.RawMessage `json:"max_frames"`
+	Sample        json.RawMessage `json:"do_sample_frames"`
+	ConvertRGB    json.RawMessage `json:"do_convert_rgb"`
+	Normalize     json.RawMessage `json:"do_normalize"`
+	Rescale       json.RawMessage `json:"do_rescale"`
+	Resize        json.RawMessage `json:"do_resize"`
+	RescaleFactor json.RawMessage `json:"rescale_factor"`
+	CenterCrop    json.RawMessage `json:"do_center_crop"`
+	CropSize      json.RawMessage `json:"crop_size"`
+	DefaultSquare json.RawMessage `json:"default_to_square"`
+	DataFormat    json.RawMessage `json:"data_format"`
+	InputFormat   json.RawMessage `json:"input_data_format"`
+	DeviceName    json.RawMessage `json:"device"`
+	Metadata      json.RawMessage `json:"return_metadata"`
+}
+
+// check holds a video's frames to what pictures go through: one recipe does both.
+func (v videoProcessor) check(file string, picture *manifest.Picture, t *blocks.Tensors) {
+	for _, s := range []struct {
+		key         string
+		given, want int
+	}{{"patch_size", v.PatchSize, picture.Patches.Size}, {"temporal_patch_size", v.Temporal, picture.Patches.Temporal}, {"merge_size", v.Merge, picture.Patches.Merge}} {
+		if s.given != 0 && s.given != s.want {
+			t.Problem(file+" "+s.key, fmt.Sprintf("is %d and the tower's %d", s.given, s.want))
+		}
+	}
+	if v.Resample != 0 && resampleNames[v.Resample] != picture.Resample {
+		t.Problem(file+" resample", fmt.Sprintf("is %d and pictures are resized %s", v.Resample, picture.Resample))
+	}
+	if v.Mean != nil && !slices.Equal(v.Mean, picture.Mean) || v.Std != nil && !slices.Equal(v.Std, picture.Std) {
+		t.Problem(file+" image_mean, image_std", "are not those of pictures")
+	}
 }
 
 // boxes says how the model writes boxes: between tokens in Qwen2-VL, as JSON in the others, in pixels of the resized picture

@@ -57,7 +57,7 @@ func decodeQwenVision(raw json.RawMessage, kind qwenKind, t *blocks.Tensors) (qw
 		c.EmbedDim, c.HiddenSize, c.MLPRatio, c.HiddenAct = 1280, 3584, 4, "quick_gelu"
 	case qwen25VL:
 		c.HiddenSize, c.OutHiddenSize, c.Intermediate, c.HiddenAct = 3584, 3584, 3420, "silu"
-		c.Window, c.FullAttention = 112, []int64{7, 15, 23, 31}
+		c.Window, c.FullAttention, c.TokensPerSecond = 112, []int64{7, 15, 23, 31}, 4
 	case qwen3VL:
 		c.Depth, c.HiddenSize, c.OutHiddenSize, c.Intermediate, c.HiddenAct = 27, 1152, 3584, 4304, "gelu_pytorch_tanh"
 		c.PatchSize, c.Positions, c.Deepstack = 16, 2304, []int64{8, 16, 24}

@@ -29,6 +29,10 @@ func pictureOptions(kwargs json.RawMessage) (o engine.PictureOptions, err error)
 			MaxPatches    int   `json:"max_patches"`
 			Splitting     *bool `json:"do_image_splitting"`
 		} `json:"images_kwargs"`
+		Videos struct {
+			Metadata json.RawMessage `json:"video_metadata"` // clipTimes reads it
+			Sample   *bool           `json:"do_sample_frames"`
+		} `json:"videos_kwargs"`
 		Text struct {
 			// false says that the template's own BOS is not to get a second one before it, which no prompt gets here.
 			Special *bool `json:"add_special_tokens"`
@@ -41,6 +45,9 @@ func pictureOptions(kwargs json.RawMessage) (o engine.PictureOptions, err error)
 	}
 	if special := known.Text.Special; special != nil && *special {
 		return o, errors.New("add_special_tokens is true: special tokens before those of a template are not verified by this version")
+	}
+	if sample := known.Videos.Sample; sample != nil && *sample {
+		return o, errors.New("do_sample_frames is true: which frames are chosen is not verified by this version")
 	}
 	for _, on := range []*bool{known.Images.CropToPatches, known.Images.Splitting} {
 		if on != nil && !*on {
@@ -63,10 +70,10 @@ func (k *checker) request(ctx context.Context) (engine.Request, error) {
 		return req, err
 	}
 	if len(k.c.Messages) == 0 {
-		if len(k.c.Videos) > 0 {
-			return req, errors.New("the case has videos and no messages, which this version does not run")
-		}
 		req.Raw, req.Pictures = true, pictures
+		if req.Videos, err = k.videos(ctx); err != nil {
+			return req, err
+		}
 		if k.c.Prompt != nil { // null: the pictures alone
 			req.Prompt = *k.c.Prompt
 		}
@@ -76,16 +83,8 @@ func (k *checker) request(ctx context.Context) (engine.Request, error) {
 	for i := range pictures {
 		media[engine.PartImage] = append(media[engine.PartImage], engine.Part{Type: engine.PartImage, Picture: &pictures[i]})
 	}
-	for _, name := range k.c.Videos {
-		read := k.video
-		if k.isFile(name) {
-			read = k.clip
-		}
-		video, err := read(ctx, name)
-		if err != nil {
-			return req, err
-		}
-		media[engine.PartVideo] = append(media[engine.PartVideo], video)
+	if media[engine.PartVideo], err = k.videos(ctx); err != nil {
+		return req, err
 	}
 	audios := k.c.Audios
 	if k.c.AudioFile != "" {
@@ -99,6 +98,63 @@ func (k *checker) request(ctx context.Context) (engine.Request, error) {
 		media[engine.PartAudio] = append(media[engine.PartAudio], sound)
 	}
 	return req, k.messages(&req, media)
+}
+
+// videos reads the case's videos, with the times of their frames where the case gives them.
+func (k *checker) videos(ctx context.Context) ([]engine.Part, error) {
+	times, err := clipTimes(k.c.ProcessorKwargs)
+	if err != nil {
+		return nil, err
+	}
+	var parts []engine.Part
+	for i, name := range k.c.Videos {
+		read := k.video
+		if k.isFile(name) {
+			read = k.clip
+		}
+		video, err := read(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if i < len(times) {
+			if len(times[i]) != len(video.Frames) {
+				return nil, fmt.Errorf("video %s has %d frames and the case times of %d", name, len(video.Frames), len(times[i]))
+			}
+			video.Seconds = times[i]
+		}
+		parts = append(parts, video)
+	}
+	return parts, nil
+}
+
+// clipTimes are when the frames of each video are shown, in seconds; nil where the case does not say.
+func clipTimes(kwargs json.RawMessage) ([][]float64, error) {
+	if len(kwargs) == 0 {
+		return nil, nil
+	}
+	var known struct {
+		Videos struct {
+			Metadata []struct {
+				FPS     float64   `json:"fps"`
+				Indices []float64 `json:"frames_indices"`
+			} `json:"video_metadata"`
+		} `json:"videos_kwargs"`
+	}
+	if err := json.Unmarshal(kwargs, &known); err != nil {
+		return nil, fmt.Errorf("video_metadata: %w", err)
+	}
+	var times [][]float64
+	for _, v := range known.Videos.Metadata {
+		if !(v.FPS > 0) {
+			return nil, fmt.Errorf("video_metadata: fps is %v", v.FPS)
+		}
+		seconds := make([]float64, len(v.Indices))
+		for i, n := range v.Indices {
+			seconds[i] = n / v.FPS
+		}
+		times = append(times, seconds)
+	}
+	return times, nil
 }
 
 // messages fills in the case's messages. Pictures, videos and sounds are used in their order, and all of them.

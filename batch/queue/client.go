@@ -162,7 +162,7 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 		case a := <-to:
 			timer.Stop()
 			c.answered.Add(1)
-			return a.answer, func() { c.release(key, object, task.Ref == "", a.msg) }, nil
+			return a.answer, func() { c.release(key, object, task.Ref == "" && len(task.Data) > inline, a.msg) }, nil
 		case <-timer.C:
 			c.o.Logger.Warn("queue: no result, publishing again", "id", task.ID)
 		case <-ctx.Done():
@@ -175,7 +175,11 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 // send stores the picture and then its task.
 func (c *Client) send(ctx context.Context, task row.Task, key, object string, attempt int) error {
 	m := message{Job: c.job.ID, Key: key, ID: task.ID, Source: task.Source, Ref: task.Ref, Tiles: task.Tiles, Ask: c.job.Ask}
-	if task.Ref == "" {
+	switch {
+	case task.Ref != "":
+	case len(task.Data) <= inline:
+		m.Data = task.Data
+	default:
 		m.Object = object
 		err := c.again(ctx, "store the picture "+task.ID, func(ctx context.Context) error {
 			_, err := c.objects.Put(ctx, jetstream.ObjectMeta{Name: object}, bytes.NewReader(task.Data))

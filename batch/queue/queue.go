@@ -50,6 +50,8 @@ const (
 	dedupeWindow      = 10 * time.Minute
 	workerLifetime    = 20 * time.Second // how long a worker that says nothing is listed
 	beat              = 5 * time.Second
+	// inline is how large a picture may be to travel in its task: well below the megabyte that servers take by default.
+	inline = 256 << 10
 )
 
 // Options say how a queue is reached. Zero values are the defaults.
@@ -87,7 +89,8 @@ type message struct {
 	Key    string          `json:"key"` // of the row, 32 hex digits
 	ID     string          `json:"id"`
 	Source string          `json:"source"`
-	Object string          `json:"object,omitempty"` // in the bucket of pictures; or
+	Data   []byte          `json:"data,omitempty"`   // a small picture travels along; or
+	Object string          `json:"object,omitempty"` // lies in the bucket of pictures; or
 	Ref    string          `json:"ref,omitempty"`    // the address of an object in an object store
 	Tiles  int             `json:"tiles,omitempty"`
 	Ask    json.RawMessage `json:"ask"` // what is asked of the model; the coordinator's and the worker's business

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -57,13 +58,18 @@ func working(t *testing.T, o Options, w Worker) (stop func() error) {
 	return stop
 }
 
+// task is one of which every fifth is too large to travel in its message.
 func task(i int) row.Task {
-	return row.Task{Key: row.KeyOf(fmt.Sprint(i)), ID: fmt.Sprintf("picture %d", i), Source: "s", Data: fmt.Appendf(nil, "bytes %d", i), Tiles: i%3 + 1}
+	t := row.Task{Key: row.KeyOf(fmt.Sprint(i)), ID: fmt.Sprintf("picture %d", i), Source: "s", Data: fmt.Appendf(nil, "bytes %d", i), Tiles: i%3 + 1}
+	if i%5 == 4 {
+		t.Data = append(t.Data, make([]byte, inline)...)
+	}
+	return t
 }
 
 // echo answers with the picture's bytes.
 func echo(_ context.Context, ask json.RawMessage, t row.Task) (*row.Answer, error) {
-	return &row.Answer{Captions: []row.Caption{{Prompt: string(ask), Caption: string(t.Data), Tokens: t.Tiles}}}, nil
+	return &row.Answer{Captions: []row.Caption{{Prompt: string(ask), Caption: strings.TrimRight(string(t.Data), "\x00"), Tokens: t.Tiles}}}, nil
 }
 
 // askAll asks about n pictures, `parallel` at a time, and checks each answer.

@@ -201,7 +201,7 @@ func (r *Reader) Video(ctx context.Context, in Input, c Choice) (*Video, error) 
 	case len(head) >= 12 && string(head[:4]) == "RIFF" && string(head[8:12]) == "WEBP":
 		return nil, in.errorf(nil, "animated WebP is not read: convert it to GIF or MP4, or give its frames as a folder of pictures")
 	case isPicture(head):
-		return nil, in.errorf(nil, "it is a picture, not a video")
+		return nil, in.errorf(nil, "it is a picture; a video is a file of one, an animated GIF, or a folder of frames")
 	}
 	return r.decodeVideo(ctx, in, c)
 }

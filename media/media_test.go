@@ -214,7 +214,7 @@ func TestRefusals(t *testing.T) {
 		want string
 	}{
 		{"without ffmpeg", none, Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "apt-get install ffmpeg"},
-		{"a picture", none, Input{Path: mediaFile("cat.png")}, Choice{}, "a picture, not a video"},
+		{"a picture", none, Input{Path: mediaFile("cat.png")}, Choice{}, "it is a picture"},
 		{"animated WebP", none, Input{Data: []byte("RIFF\x00\x00\x00\x00WEBPVP8X"), Source: "x"}, Choice{}, "animated WebP"},
 		{"other files in a folder", none, Input{Path: mixed}, Choice{}, "notes.txt"},
 		{"nothing there", none, Input{Path: filepath.Join(dir, "absent")}, Choice{}, "no such file"},

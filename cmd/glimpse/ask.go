@@ -22,6 +22,7 @@ import (
 // AskOptions are the flags of ask.
 type AskOptions struct {
 	ModelOptions
+	ClipOptions
 	Images   []string
 	Videos   []string
 	Audios   []string
@@ -33,7 +34,7 @@ type AskOptions struct {
 	MaxTiles int
 	Draw     string
 
-	MinPixels, MaxPixels int
+	MinResize, MaxResize int // pixels
 
 	MaxTokens         int
 	Temperature       float64
@@ -49,17 +50,18 @@ type AskOptions struct {
 // AddFlags adds the flags.
 func (o *AskOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 1)
+	o.ClipOptions.AddFlags(f)
 	f.StringArrayVar(&o.Images, "image", nil, "picture `file`; may be given several times")
-	f.StringArrayVar(&o.Videos, "video", nil, "`folder` of frames, in the order of their names, for models that take videos; may be given several times")
-	f.StringArrayVar(&o.Audios, "audio", nil, "sound `file`, for models that take sound")
+	f.StringArrayVar(&o.Videos, "video", nil, "video `file`, or a folder of frames in the order of their names, for models that take videos; may be given several times")
+	f.StringArrayVar(&o.Audios, "audio", nil, "sound `file`, or a video file for its sound, for models that take sound; may be given several times")
 	f.StringVar(&o.Messages, "messages", "", "JSON `file` with an OpenAI messages array, instead of PROMPT and --image")
 	f.BoolVar(&o.Raw, "raw", false, "send PROMPT without the chat template")
 	f.BoolVar(&o.NoEXIF, "no-exif", false, "do not turn pictures upright")
 	o.Tiling = "auto"
 	f.Var(&choice{&o.Tiling, []string{"auto", "off", "hd", "stretch"}}, "tiling", "how pictures are cut into tiles: auto (as the model was released), off (one tile a picture), hd (tiles for models released without: LLaVA-1.5), stretch (the whole picture where the release crops or pads)")
 	f.Var(&count{&o.MaxTiles, 0}, "max-tiles", "tiles of a picture at most, the whole picture that some models add not counted; 0: the model's bound")
-	f.Var(&count{&o.MinPixels, 0}, "min-pixels", "least area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
-	f.Var(&count{&o.MaxPixels, 0}, "max-pixels", "largest area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
+	f.Var(&count{&o.MinResize, 0}, "resize-min-pixels", "least area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
+	f.Var(&count{&o.MaxResize, 0}, "resize-max-pixels", "largest area that a picture is resized to, for models that take pictures at their own size; 0: the model's")
 	f.StringVar(&o.Draw, "draw", "", "write the picture with the answer's boxes drawn on it to this PNG `file`")
 	f.BoolVar(&o.JSON, "json", false, "print one JSON object instead of the text")
 	f.Var(&count{&o.MaxTokens, 0}, "max-tokens", "tokens to generate at most; 0: the model's default")
@@ -102,7 +104,7 @@ func runAsk(ctx context.Context, a *app, o AskOptions, args []string) error {
 	if err != nil {
 		return badInput(err)
 	}
-	req, err := o.request(m, prompt, len(args) == 2)
+	req, err := o.request(ctx, m, a.newClips(m, o.ClipOptions, o.NoEXIF), prompt, len(args) == 2)
 	if err != nil {
 		return err
 	}
@@ -150,18 +152,18 @@ func (o *AskOptions) check(prompted bool) error {
 			return badInputf("--stop is empty")
 		}
 	}
-	return nil
+	return o.ClipOptions.check()
 }
 
 // within is false for NaN.
 func within(v, low, high float64) bool { return !math.IsNaN(v) && v >= low && v <= high }
 
-// request reads the pictures and puts the request together.
-func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool) (engine.Request, error) {
+// request reads pictures, videos and sounds and puts the request together.
+func (o *AskOptions) request(ctx context.Context, m *manifest.Manifest, clips *clips, prompt string, prompted bool) (engine.Request, error) {
 	req := engine.Request{
 		MaxTokens:      o.MaxTokens,
 		Stop:           o.Stop,
-		PictureOptions: engine.PictureOptions{Tiling: tilings[o.Tiling], MaxTiles: o.MaxTiles, MinPixels: o.MinPixels, MaxPixels: o.MaxPixels},
+		PictureOptions: engine.PictureOptions{Tiling: tilings[o.Tiling], MaxTiles: o.MaxTiles, MinPixels: o.MinResize, MaxPixels: o.MaxResize},
 		Sampling: engine.Sampling{
 			Temperature: o.Temperature, TopP: o.TopP, MinP: o.MinP, TopK: o.TopK, RepetitionPenalty: o.RepetitionPenalty,
 		},
@@ -172,30 +174,33 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 	if len(o.Videos) > 0 && (m.Picture == nil || m.Picture.Video == nil) {
 		return req, badInputf("--video %s: this model (%s) takes no videos", o.Videos[0], m.Family)
 	}
-	if len(o.Audios) > 0 {
+	if len(o.Audios) > 0 && m.Audio == nil {
 		return req, badInputf("--audio %s: this model (%s) takes no sound", o.Audios[0], m.Family)
 	}
 	if o.Messages != "" {
-		messages, err := readMessages(o.Messages, o.NoEXIF)
+		messages, err := readMessages(ctx, o.Messages, o.NoEXIF, clips)
+		if ctx.Err() != nil {
+			return req, context.Cause(ctx)
+		}
 		if err != nil {
 			return req, badInputf("%s: %w", o.Messages, err)
 		}
 		req.Messages = messages
 		return req, nil
 	}
-	if !prompted && len(o.Images)+len(o.Videos) == 0 {
-		return req, badInputf("nothing to ask: give a PROMPT, --image, --video or --messages")
+	if !prompted && len(o.Images)+len(o.Videos)+len(o.Audios) == 0 {
+		return req, badInputf("nothing to ask: give a PROMPT, --image, --video, --audio or --messages")
 	}
 	pictures, err := readPictures(o.Images, o.NoEXIF)
 	if err != nil {
 		return req, err
 	}
-	videos, err := readVideos(o.Videos, o.NoEXIF)
+	if given := slices.Concat(o.Videos, o.Audios); (o.Raw || m.Prompt.Template == "") && len(given) > 0 {
+		return req, badInputf("--video or --audio %s: videos and sounds go through a chat template, and there is none here (or --raw leaves it out)", given[0])
+	}
+	moving, err := clips.read(ctx, o.Videos, o.Audios)
 	if err != nil {
 		return req, err
-	}
-	if (o.Raw || m.Prompt.Template == "") && len(videos) > 0 {
-		return req, badInputf("--video %s: videos go through a chat template, and there is none here (or --raw leaves it out)", o.Videos[0])
 	}
 	if o.Raw {
 		req.Raw, req.Prompt, req.Pictures = true, prompt, pictures
@@ -203,9 +208,9 @@ func (o *AskOptions) request(m *manifest.Manifest, prompt string, prompted bool)
 	}
 	asked := batch.Request(m, pictures, prompt)
 	req.Messages, req.Raw, req.Prompt, req.Pictures = asked.Messages, asked.Raw, asked.Prompt, asked.Pictures
-	if len(videos) > 0 { // behind the pictures, before the text
+	if len(moving) > 0 { // behind the pictures, before the text
 		content := &req.Messages[0].Content
-		*content = slices.Insert(*content, len(pictures), videos...)
+		*content = slices.Insert(*content, len(pictures), moving...)
 	}
 	return req, nil
 }
@@ -262,6 +267,7 @@ type replyUsage struct {
 	PromptTokens     int `json:"prompt_tokens"`
 	CompletionTokens int `json:"completion_tokens"`
 	ImageTokens      int `json:"image_tokens"`
+	AudioTokens      int `json:"audio_tokens,omitempty"`
 }
 
 type replyTimings struct {
@@ -279,7 +285,7 @@ func askReply(r *engine.Result, load time.Duration) reply {
 	return reply{
 		Text: r.Text, TokenIDs: notNil(r.TokenIDs), PromptTokenIDs: notNil(r.PromptTokenIDs), FinishReason: r.FinishReason,
 		Boxes: append([]engine.Box{}, r.Boxes...),
-		Usage: replyUsage{r.Usage.PromptTokens, r.Usage.CompletionTokens, r.Usage.ImageTokens},
+		Usage: replyUsage{r.Usage.PromptTokens, r.Usage.CompletionTokens, r.Usage.ImageTokens, r.Usage.AudioTokens},
 		Timings: replyTimings{
 			LoadMS: ms(load), PreprocessMS: ms(t.Preprocess), VisionMS: ms(t.Vision), ConnectorMS: ms(t.Connector),
 			PrefillMS: ms(t.Prefill), DecodeMS: ms(t.Decode), TokensPerSecond: rounded(t.TokensPerSecond, 2),

@@ -4,17 +4,16 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
 
 	"glimpse/graphs"
+	av "glimpse/media"
 	"glimpse/tokenizer"
 
 	"github.com/spf13/cobra"
@@ -95,7 +94,7 @@ func diagnose(ctx context.Context, a *app) *diagnosis {
 			Binding: g.BindingVersion, Providers: append([]string{}, g.Providers...), Tried: g.Library.Tried,
 		},
 		Tokenizers: diagnoseTokenizers(),
-		FFmpeg:     diagnoseFFmpeg(ctx),
+		FFmpeg:     diagnoseFFmpeg(ctx, a),
 		CPU:        doctorCPU{Features: []string{}, Processors: g.Processors, Cores: g.Cores, Threads: g.Threads},
 		Memory:     readMemory(),
 	}
@@ -132,19 +131,12 @@ func diagnoseTokenizers() doctorPart {
 	return doctorPart{OK: true, Version: version}
 }
 
-func diagnoseFFmpeg(ctx context.Context) doctorPart {
-	path, err := exec.LookPath("ffmpeg")
+func diagnoseFFmpeg(ctx context.Context, a *app) doctorPart {
+	tools, err := av.New(av.Options{FFmpeg: a.global.FFmpeg, Limits: av.Limits{Timeout: 5 * time.Second}}).Tools(ctx)
 	if err != nil {
-		return doctorPart{Error: "not on the PATH; only models that take video or sound need it"}
+		return doctorPart{Error: oneLine(err) + "; only models that take video or sound need it"}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "-version").Output()
-	if err != nil {
-		return doctorPart{Error: fmt.Sprintf("%s -version: %v", path, err)}
-	}
-	first, _, _ := bytes.Cut(out, []byte("\n"))
-	return doctorPart{OK: true, Version: oneLineText(string(first))}
+	return doctorPart{OK: true, Version: tools.Version + " at " + tools.FFmpeg + ", " + tools.FFprobe}
 }
 
 // readMemory reads what the kernel says; where it does not, the numbers are 0.

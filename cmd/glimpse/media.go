@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -11,7 +12,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"glimpse/engine"
@@ -33,52 +33,6 @@ func readPictures(paths []string, noEXIF bool) ([]engine.Picture, error) {
 		pictures = append(pictures, engine.Picture{Data: data, Source: path, IgnoreEXIF: noEXIF})
 	}
 	return pictures, badInput(errors.Join(wrong...))
-}
-
-// maxFrames bounds the files of a folder of frames.
-const maxFrames = 4096
-
-// readVideos reads folders of frames.
-func readVideos(folders []string, noEXIF bool) ([]engine.Part, error) {
-	var videos []engine.Part
-	var wrong []error
-	for _, folder := range folders {
-		frames, err := readFrames(folder, noEXIF)
-		if err != nil {
-			wrong = append(wrong, fmt.Errorf("--video: %w", err))
-			continue
-		}
-		videos = append(videos, engine.Part{Type: engine.PartVideo, Frames: frames})
-	}
-	return videos, badInput(errors.Join(wrong...))
-}
-
-// readFrames reads the pictures of a folder, in the order of their names. Other files in it are refused: a frame that
-// is left out would be another video.
-func readFrames(folder string, noEXIF bool) ([]engine.Picture, error) {
-	if info, err := os.Stat(folder); err == nil && !info.IsDir() {
-		return nil, fmt.Errorf("%s is a file; a video is given as a folder with its frames as pictures", folder)
-	}
-	entries, err := os.ReadDir(folder)
-	if err != nil {
-		return nil, err
-	}
-	if len(entries) == 0 || len(entries) > maxFrames {
-		return nil, fmt.Errorf("%s holds %d files; a video has 1 to %d frames", folder, len(entries), maxFrames)
-	}
-	frames := make([]engine.Picture, len(entries))
-	for i, e := range entries {
-		path := filepath.Join(folder, e.Name())
-		data, err := readMedia(path)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := preprocess.Header(bytes.NewReader(data)); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		frames[i] = engine.Picture{Data: data, Source: path, IgnoreEXIF: noEXIF}
-	}
-	return frames, nil
 }
 
 // readMedia reads a picture's bytes, as many as a picture may have.
@@ -111,12 +65,12 @@ func readBounded(path string, limit int64) ([]byte, error) {
 }
 
 // readMessages reads an OpenAI `messages` array.
-func readMessages(path string, noEXIF bool) ([]engine.Message, error) {
+func readMessages(ctx context.Context, path string, noEXIF bool, clips *clips) ([]engine.Message, error) {
 	raw, err := readBounded(path, maxMessages)
 	if err != nil {
 		return nil, err
 	}
-	return parseMessages(raw, noEXIF)
+	return parseMessages(ctx, raw, noEXIF, clips)
 }
 
 // message and part are the fields of OpenAI's chat format that mean something here. Others are refused by name.
@@ -126,14 +80,15 @@ type message struct {
 }
 
 type part struct {
-	Type     string          `json:"type"`
-	Text     *string         `json:"text"`
-	ImageURL json.RawMessage `json:"image_url"`
-	VideoURL json.RawMessage `json:"video_url"`
-	AudioURL json.RawMessage `json:"audio_url"`
+	Type       string          `json:"type"`
+	Text       *string         `json:"text"`
+	ImageURL   json.RawMessage `json:"image_url"`
+	VideoURL   json.RawMessage `json:"video_url"`
+	AudioURL   json.RawMessage `json:"audio_url"`
+	InputAudio json.RawMessage `json:"input_audio"`
 }
 
-func parseMessages(raw []byte, noEXIF bool) ([]engine.Message, error) {
+func parseMessages(ctx context.Context, raw []byte, noEXIF bool, clips *clips) ([]engine.Message, error) {
 	var list []message
 	if err := strictJSON(raw, &list); err != nil {
 		return nil, fmt.Errorf("not an OpenAI messages array: %w", err)
@@ -144,7 +99,7 @@ func parseMessages(raw []byte, noEXIF bool) ([]engine.Message, error) {
 	messages := make([]engine.Message, len(list))
 	var wrong []error
 	for i, m := range list {
-		content, err := parseContent(m.Content, noEXIF)
+		content, err := parseContent(ctx, m.Content, noEXIF, clips)
 		if err == nil && m.Role == "" {
 			err = errors.New("role is missing")
 		}
@@ -156,7 +111,7 @@ func parseMessages(raw []byte, noEXIF bool) ([]engine.Message, error) {
 	return messages, errors.Join(wrong...)
 }
 
-func parseContent(raw json.RawMessage, noEXIF bool) ([]engine.Part, error) {
+func parseContent(ctx context.Context, raw json.RawMessage, noEXIF bool, clips *clips) ([]engine.Part, error) {
 	var text string
 	if json.Unmarshal(raw, &text) == nil && string(raw) != "null" {
 		return []engine.Part{{Type: engine.PartText, Text: text}}, nil
@@ -168,14 +123,14 @@ func parseContent(raw json.RawMessage, noEXIF bool) ([]engine.Part, error) {
 	parts := make([]engine.Part, len(list))
 	for i, p := range list {
 		var err error
-		if parts[i], err = p.read(noEXIF); err != nil {
+		if parts[i], err = p.read(ctx, noEXIF, clips); err != nil {
 			return nil, fmt.Errorf("content[%d]: %w", i, err)
 		}
 	}
 	return parts, nil
 }
 
-func (p *part) read(noEXIF bool) (engine.Part, error) {
+func (p *part) read(ctx context.Context, noEXIF bool, clips *clips) (engine.Part, error) {
 	switch p.Type {
 	case "text":
 		if p.Text == nil {
@@ -189,9 +144,13 @@ func (p *part) read(noEXIF bool) (engine.Part, error) {
 		}
 		return engine.Part{Type: engine.PartImage, Picture: picture}, nil
 	case "video_url", "audio_url", "input_audio":
-		return engine.Part{}, fmt.Errorf("%s: this model takes pictures and text only", p.Type)
+		out, err := clips.part(ctx, p)
+		if err != nil {
+			return engine.Part{}, fmt.Errorf("%s: %w", p.Type, err)
+		}
+		return out, nil
 	}
-	return engine.Part{}, fmt.Errorf("type %q is not known; known are text and image_url", p.Type)
+	return engine.Part{}, fmt.Errorf("type %q is not known; known are text, image_url, video_url, audio_url and input_audio", p.Type)
 }
 
 // readImageURL takes OpenAI's {"url": …} or the URL itself. The URL is a data: URL, a file:// URL or a path, which is

@@ -27,6 +27,7 @@ type GlobalOptions struct {
 	Device   string
 	Threads  int
 	OrtLib   string
+	FFmpeg   string
 	LogLevel slog.Level
 	logGiven bool
 }
@@ -38,6 +39,7 @@ func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
 	f.Var(&choice{&o.Device, []string{"cpu", "cuda", "auto"}}, "device", "where graphs run: cpu, cuda, or auto")
 	f.Var(&count{&o.Threads, 0}, "threads", "threads of one operator; 0: the physical cores")
 	f.StringVar(&o.OrtLib, "ort-lib", "", "ONNX Runtime's shared `library`, or the folder it is in")
+	f.StringVar(&o.FFmpeg, "ffmpeg", "", "`program` that decodes videos and sounds (default: ffmpeg from PATH); ffprobe is beside it")
 	f.Var(&logLevel{&o.LogLevel, &o.logGiven}, "log-level", "what is logged to standard error: debug, info, warn, error")
 }
 

@@ -183,7 +183,7 @@ func TestMessages(t *testing.T) {
 		{"two values", `[{"role":"user","content":"hi"}] []`, "follows"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := parseMessages([]byte(tc.raw), false)
+			_, err := parseMessages(t.Context(), []byte(tc.raw), false, nil)
 			switch {
 			case tc.want == "" && err != nil:
 				t.Error(err)
@@ -192,7 +192,7 @@ func TestMessages(t *testing.T) {
 			}
 		})
 	}
-	got, err := parseMessages([]byte(`[{"role":"user","content":[{"type":"image_url","image_url":`+pixel+`}]}]`), true)
+	got, err := parseMessages(t.Context(), []byte(`[{"role":"user","content":[{"type":"image_url","image_url":`+pixel+`}]}]`), true, nil)
 	if err != nil || !got[0].Content[0].Picture.IgnoreEXIF || len(got[0].Content[0].Picture.Data) != 8 {
 		t.Errorf("%+v %v", got, err)
 	}
@@ -203,7 +203,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add([]byte(`[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo="}}]}]`))
 	f.Add([]byte(`[{"role":"user","content":null}]`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		messages, err := parseMessages(raw, false)
+		messages, err := parseMessages(t.Context(), raw, false, nil)
 		if err != nil {
 			return
 		}

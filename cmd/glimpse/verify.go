@@ -8,6 +8,7 @@ import (
 
 	"glimpse/engine"
 	"glimpse/engine/verify"
+	av "glimpse/media"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -49,7 +50,7 @@ func runVerify(ctx context.Context, a *app, o VerifyOptions, model string) error
 		return badInputf("verify: which golden set? name its folder with --golden")
 	}
 	return a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) error {
-		report, err := verify.Run(ctx, e, o.Golden, verify.Options{Cases: o.Cases, Logger: a.log})
+		report, err := verify.Run(ctx, e, o.Golden, verify.Options{Cases: o.Cases, Media: av.New(av.Options{FFmpeg: a.global.FFmpeg}), Logger: a.log})
 		if err != nil && ctx.Err() == nil {
 			return badInput(err) // a case that fails is in the report; an error is about the set
 		}

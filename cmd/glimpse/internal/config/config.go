@@ -34,12 +34,16 @@ type key string
 
 // keys is the whole list; docs/cli.md describes each.
 var keys = []key{
-	"device", "threads", ortLib, "log_level", "slots", "context", "max_pixels",
+	"device", "threads", ortLib, ffmpeg, "log_level", "slots", "context", "max_pixels",
 	"listen", "keys", "tls_cert", "tls_key", "local_media", "in_flight", "drain_delay", "drain_timeout",
 	"in_process", "memory_limit",
 }
 
-const ortLib key = "ort_lib"
+// Keys that name code.
+const (
+	ortLib key = "ort_lib"
+	ffmpeg key = "ffmpeg"
+)
 
 func (k key) flag() string { return strings.ReplaceAll(string(k), "_", "-") }
 func (k key) env() string  { return "GLIMPSE_" + strings.ToUpper(string(k)) }
@@ -179,9 +183,9 @@ func find(k key, lookupEnv func(string) (string, bool), file *File) (value, from
 	if !ok {
 		return "", "", nil
 	}
-	if k == ortLib && !file.named {
-		// A library is code. Running whatever a downloaded folder's glimpse.toml names would hand the machine over.
-		return "", "", fmt.Errorf("%w: %s in the working directory may not set ort_lib; name the file with --config to allow it", ErrConfig, file.path)
+	if (k == ortLib || k == ffmpeg) && !file.named {
+		// Libraries and programs are code. Running whatever a downloaded folder's glimpse.toml names would hand the machine over.
+		return "", "", fmt.Errorf("%w: %s in the working directory may not set %s; name the file with --config to allow it", ErrConfig, file.path, k)
 	}
 	return v, file.path, nil
 }

@@ -162,3 +162,23 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// A program is code, too.
+func TestProgramInTheWorkingDirectory(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile(FileName, []byte("ffmpeg = \"./evil\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, _, _, _ := flags()
+	program := f.String("ffmpeg", "", "")
+	file, err := Read("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "ffmpeg") || *program != "" {
+		t.Errorf("%v, %q", err, *program)
+	}
+	if err := Apply(f, env("GLIMPSE_FFMPEG", "/usr/bin/ffmpeg"), file); err != nil || *program != "/usr/bin/ffmpeg" {
+		t.Errorf("with the variable: %v, %q", err, *program)
+	}
+}

@@ -32,7 +32,7 @@ BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
     -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
-.PHONY: all build deps demo test test-browser test-queue test-interop lint fuzz-short native-test clean
+.PHONY: all build deps demo test test-browser test-queue test-interop lint fuzz-short soak native-test clean
 all: build
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------
@@ -125,6 +125,11 @@ fuzz-short: deps
 	        $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; \
 	    done; \
 	done
+
+# 200 streaming clients for SOAK seconds, with the worker killed under them; each checks its answers against those alone.
+SOAK ?= 60
+soak: deps
+	GLIMPSE_SOAK=$(SOAK) $(GO) test -count=1 -v -timeout 20m -run '^TestServeUnderLoad$$' ./cmd/glimpse
 
 # The Rust side's own tests.
 native-test: $(BINDING_STAMP)

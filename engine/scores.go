@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 
 	"glimpse/manifest"
 )
@@ -40,6 +41,8 @@ type ScoreMatrix struct {
 type EmbedRequest struct {
 	Pictures []Picture
 	Texts    []string
+	// Score names the similarity whose embeddings are wanted, for models that compare in several ways; empty: the model's own.
+	Score string
 }
 
 // EmbedResult has an Embedding for each picture and each text, in the request's order.
@@ -175,6 +178,10 @@ func (e *Engine) Embed(ctx context.Context, req EmbedRequest) (*EmbedResult, err
 	if err := boundHeads(len(req.Pictures), len(req.Texts)); err != nil {
 		return nil, err
 	}
+	image, text, err := s.space(req.Score)
+	if err != nil {
+		return nil, err
+	}
 	ids, err := s.encode("input", req.Texts)
 	if err != nil {
 		return nil, err
@@ -185,18 +192,18 @@ func (e *Engine) Embed(ctx context.Context, req EmbedRequest) (*EmbedResult, err
 		if err != nil {
 			return nil, err
 		}
-		made, err := s.pictures(ctx, tensors, []string{s.spec.ImageEmbeds}, nil)
+		made, err := s.pictures(ctx, tensors, []string{image}, nil)
 		if err == nil {
-			r.Pictures, err = embeddings(made[s.spec.ImageEmbeds], len(req.Pictures))
+			r.Pictures, err = embeddings(made[image], len(req.Pictures))
 		}
 		if err != nil {
 			return nil, scoreError(ctx, err)
 		}
 	}
 	if len(ids) > 0 {
-		made, err := s.texts(ctx, ids, []string{s.spec.TextEmbeds}, nil)
+		made, err := s.texts(ctx, ids, []string{text}, nil)
 		if err == nil {
-			r.Texts, err = embeddings(made[s.spec.TextEmbeds], len(ids))
+			r.Texts, err = embeddings(made[text], len(ids))
 		}
 		if err != nil {
 			return nil, scoreError(ctx, err)
@@ -243,6 +250,9 @@ func embeddings(a Array, items int) ([]Embedding, error) {
 	out := make([]Embedding, items)
 	for i := range out {
 		data := a.Data[i*rows*width : (i+1)*rows*width]
+		for at := 0; at < len(data); at += width {
+			normalize(data[at : at+width]) // a score's own embeddings may carry its scale
+		}
 		if rows == 1 {
 			out[i].Vector = data
 			continue
@@ -253,6 +263,25 @@ func embeddings(a Array, items int) ([]Embedding, error) {
 		out[i].Vector = meanDirection(out[i].Rows)
 	}
 	return out, nil
+}
+
+// space returns the embeddings that a similarity compares; of no name, the model's own.
+func (s *scorer) space(score string) (image, text string, err error) {
+	if score == "" {
+		return s.spec.ImageEmbeds, s.spec.TextEmbeds, nil
+	}
+	var known []string
+	for _, have := range s.spec.Scores {
+		if have.Kind != manifest.KindSimilarity {
+			continue
+		}
+		if have.Name == score {
+			image, text = s.spec.Embeds(have)
+			return image, text, nil
+		}
+		known = append(known, have.Name)
+	}
+	return "", "", badRequest("score", CodeInvalid, nil, "the model has no similarity %.40q; known are %s", score, strings.Join(known, ", "))
 }
 
 // rowsOf checks that an array holds rows of embeddings for so many items.

@@ -104,7 +104,7 @@ func newSingle(p manifest.Picture) (single, error) {
 	var problems []error
 	filter, err := FilterByName(p.Resample)
 	problems = append(problems, err)
-	filter.tallFirst = p.Passes == "work"
+	filter.tallFirst = p.Passes == manifest.PassesByWork
 	if p.Height < 1 || p.Width < 1 || p.Height > maxSide || p.Width > maxSide {
 		problems = append(problems, fmt.Errorf("height and width are %d and %d; want 1 to %d", p.Height, p.Width, maxSide))
 	}

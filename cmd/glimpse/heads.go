@@ -24,6 +24,7 @@ type HeadOptions struct {
 	MaxPixels int
 	NoEXIF    bool
 	JSON      bool
+	Score     string // of embed
 }
 
 // AddFlags adds the flags.
@@ -42,7 +43,7 @@ func newScore(a *app) *cobra.Command {
 		Use:   "score MODEL --image F... --text T...",
 		Short: "Scores pictures against texts, for models with such heads",
 		Long: "Prints, for each score that the model gives, a row a picture and a column a text. docs/scores.md says what the\n" +
-			"numbers mean: of BLIP-2, itc is a cosine and itm a probability.",
+			"numbers mean: of BLIP-2, itc is a cosine and itm a probability; InternVL 1.0's logits_c and logits_g are scaled cosines.",
 		Example: "  glimpse score blip2-itm/ --image cat.jpg --image dog.jpg --text 'a cat' --text 'a dog'",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -66,6 +67,7 @@ func newEmbed(a *app) *cobra.Command {
 		},
 	}
 	o.AddFlags(cmd.Flags())
+	cmd.Flags().StringVar(&o.Score, "score", "", "the similarity whose embeddings are wanted, by its `name`, where a model has several")
 	return cmd
 }
 
@@ -152,7 +154,7 @@ type embedded struct {
 
 func runEmbed(ctx context.Context, a *app, o HeadOptions, model string) error {
 	return withHeads(ctx, a, o, model, "embedding", func(e *engine.Engine, pictures []engine.Picture) error {
-		r, err := e.Embed(ctx, engine.EmbedRequest{Pictures: pictures, Texts: o.Texts})
+		r, err := e.Embed(ctx, engine.EmbedRequest{Pictures: pictures, Texts: o.Texts, Score: o.Score})
 		if err != nil {
 			return err
 		}

@@ -185,39 +185,37 @@ func (internVL14B) scoring(p *Plan, r *Release, t *blocks.Tensors) error {
 	return nil
 }
 
-// endingWith returns tokenizer.json with a token put behind every text (add_eos_token).
+// endingWith returns tokenizer.json with a token put behind every text (add_eos_token), after whatever it puts there already.
 func endingWith(tokenizer json.RawMessage, token string) (json.RawMessage, error) {
 	id, found := tokenID(tokenizer, token)
 	if !found {
 		return nil, fmt.Errorf("has no token %s", token)
 	}
-	var doc map[string]json.RawMessage
-	var processor struct {
-		Type    string                     `json:"type"`
-		Single  []json.RawMessage          `json:"single"`
-		Pair    json.RawMessage            `json:"pair"`
-		Special map[string]json.RawMessage `json:"special_tokens"`
-	}
+	var doc map[string]any
 	if err := json.Unmarshal(tokenizer, &doc); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(doc["post_processor"], &processor); err != nil || processor.Type != "TemplateProcessing" {
-		return nil, fmt.Errorf("puts tokens around texts in another way than by a template (%q)", processor.Type)
+	item := map[string]any{"SpecialToken": map[string]any{"id": token, "type_id": 0}}
+	entry := map[string]any{"id": token, "ids": []int{id}, "tokens": []string{token}}
+	before, _ := doc["post_processor"].(map[string]any)
+	if single, ok := before["single"].([]any); ok && before["type"] == "TemplateProcessing" {
+		before["single"] = append(single, item)
+		if special, ok := before["special_tokens"].(map[string]any); ok {
+			special[token] = entry
+		} else {
+			before["special_tokens"] = map[string]any{token: entry}
+		}
+		return json.Marshal(doc)
 	}
-	item, err := json.Marshal(map[string]any{"SpecialToken": map[string]any{"id": token, "type_id": 0}})
-	if err != nil {
-		return nil, err
+	text := func(id string, sequence int) any {
+		return map[string]any{"Sequence": map[string]any{"id": id, "type_id": sequence}}
 	}
-	entry, err := json.Marshal(map[string]any{"id": token, "ids": []int{id}, "tokens": []string{token}})
-	if err != nil {
-		return nil, err
+	after := map[string]any{"type": "TemplateProcessing", "single": []any{text("A", 0), item}, "pair": []any{text("A", 0), item, text("B", 1), item},
+		"special_tokens": map[string]any{token: entry}}
+	list := []any{after}
+	if before != nil {
+		list = []any{before, after}
 	}
-	if processor.Special == nil {
-		processor.Special = map[string]json.RawMessage{}
-	}
-	processor.Single, processor.Special[token] = append(processor.Single, item), entry
-	if doc["post_processor"], err = json.Marshal(processor); err != nil {
-		return nil, err
-	}
+	doc["post_processor"] = map[string]any{"type": "Sequence", "processors": list}
 	return json.Marshal(doc)
 }

@@ -90,7 +90,7 @@ func (c internVLAuthorsConfig) picture(raw json.RawMessage, size int, t *blocks.
 	if raw != nil {
 		p = decodeProcessor(raw, []string{"CLIPImageProcessor", "CLIPFeatureExtractor"}, t)
 	}
-	pic := &manifest.Picture{Recipe: "stretch", Resample: "bicubic", Passes: "work", Height: size, Width: size, Mean: p.Mean, Std: p.Std}
+	pic := &manifest.Picture{Recipe: "stretch", Resample: "bicubic", Passes: manifest.PassesByWork, Height: size, Width: size, Mean: p.Mean, Std: p.Std}
 	if c.Dynamic {
 		pic.Recipe, pic.MinTiles, pic.MaxTiles, pic.Thumbnail = "grid", c.MinPatches, c.MaxPatches, c.Thumbnail
 	}

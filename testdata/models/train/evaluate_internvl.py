@@ -50,7 +50,8 @@ def check(model: torch.nn.Module, encoder: internvl_model.Encoder, tokenizer: To
                 prefix = encoder.prefix(len(tiles))
                 rows = chat_rows.pack(prefix, [[branch]], encoder.pad)
                 features = internvl_model.vision_features(model, tiles)
-                right = chat_rows.exact(internvl_model.answer_logits(model, features, rows), rows)[0][1]
+                pictures = internvl_model.picture_tokens(model, features)
+                right = chat_rows.exact(internvl_model.answer_logits(model, pictures, rows), rows)[0][1]
                 ids = torch.tensor([prefix + list(branch.prompt)])
                 made = model.generate(
                     input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=tiles, max_new_tokens=48, do_sample=False,

@@ -225,9 +225,9 @@ def picture_tokens(model: InternVLForConditionalGeneration, features: torch.Tens
     return model.model.multi_modal_projector(shuffled.reshape(features.shape[0], TOKENS_PER_TILE, -1))
 
 
-def answer_logits(model: InternVLForConditionalGeneration, features: torch.Tensor, rows: chat_rows.Rows) -> torch.Tensor:
-    """Logits [learnt tokens, vocabulary]; the features of each row's tiles follow each other."""
-    pictures = picture_tokens(model, features).reshape(rows.input_ids.shape[0], -1, TEXT_SHAPE["hidden_size"])
+def answer_logits(model: InternVLForConditionalGeneration, pictures: torch.Tensor, rows: chat_rows.Rows) -> torch.Tensor:
+    """Logits [learnt tokens, vocabulary]; the picture tokens of each row's tiles follow each other."""
+    pictures = pictures.reshape(rows.input_ids.shape[0], -1, pictures.shape[-1])
     start = (rows.input_ids[0] == model.config.image_token_id).nonzero()[0, 0]
     decoder = model.model.language_model
     embeddings = decoder.embed_tokens(rows.input_ids)

@@ -51,7 +51,7 @@ TEXT_SHAPE = {
 VISUAL_SHAPE = {
     "heads": 6,
     "image_size": 64,
-    "layers": 3,
+    "layers": 4,
     "mlp_ratio": 4.0,
     "n_queries": 64,
     "output_dim": 128,

@@ -19,6 +19,7 @@ import chat_rows
 import internvl_model
 import scenes
 import training_session
+import warm_start
 import wide_scenes
 from wide_scenes import TILE, WideScene
 
@@ -36,6 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     training_session.add_arguments(parser, minutes=15, batch=16)
     parser.add_argument("--tower-share", type=float, default=0.2, help="share of the schedule in which the tower learns alone")
     parser.add_argument("--single-share", type=float, default=0.15, help="share of the steps with one tile a picture")
+    parser.add_argument("--tower-every", type=int, default=3, help="steps from one that trains the tower to the next")
+    parser.add_argument("--tower-from", type=Path, help="state.pt of an earlier run, for the tower at the start")
+    parser.add_argument("--decoder-from", type=Path, help="scenes-llava's folder, for the decoder at the start")
     parser.add_argument("--patch-loss", type=float, default=1.0, help="weight of the patch readings")
     return parser.parse_args()
 
@@ -62,7 +66,7 @@ def _labels(drawn: WideScene, columns: int, rows: int, marks: bool) -> numpy.nda
         inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))[None]
         labels[inside, 0] = READINGS[0].index(shape.colour)
         labels[inside, 1] = READINGS[1].index(shape.kind)
-        if marks:
+        if marks and shape.mark:
             left, top, right, bottom = shape.mark_box
             across = numpy.minimum(x + width / 2, right) - numpy.maximum(x - width / 2, left)
             down = numpy.minimum(y + height / 2, bottom) - numpy.maximum(y - height / 2, top)
@@ -70,12 +74,17 @@ def _labels(drawn: WideScene, columns: int, rows: int, marks: bool) -> numpy.nda
     return labels
 
 
-class Probe(torch.nn.Module):
-    """Linear readings of patch features. Only trains the tower: no part of the exported model."""
+def token_labels(labels: torch.Tensor) -> torch.Tensor:
+    """[tiles, TOKENS_PER_TILE, 3] of patch labels: a token is four patches and shows what any of them shows."""
+    half = internvl_model.GRID // 2
+    return labels.view(-1, half, 2, half, 2, len(READINGS)).amax((2, 4)).flatten(1, 2)
 
-    def __init__(self):
+
+class Probe(torch.nn.Module):
+    """Linear readings of patches or of picture tokens. Only trains what is below: no part of the exported model."""
+
+    def __init__(self, hidden: int):
         super().__init__()
-        hidden = internvl_model.VISION_SHAPE["hidden_size"]
         self.heads = torch.nn.ModuleList(torch.nn.Linear(hidden, len(classes)) for classes in READINGS)
 
     def loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -89,12 +98,13 @@ class Probe(torch.nn.Module):
 
 
 def branches_of(encoder: internvl_model.Encoder, drawn: WideScene, rng: random.Random) -> list[chat_rows.Branch]:
-    """The caption, every mark, and one question of each other kind."""
+    """The caption, the mark, and three questions of other kinds."""
     branches = [encoder.branch("caption", wide_scenes.CAPTION_PROMPT, drawn.caption())]
     questions = [question for question in drawn.questions(rng) if question.kind == wide_scenes.MARK_KIND]
     others = [question for question in drawn.one_question_of_each_kind(rng) if question.kind != wide_scenes.MARK_KIND]
     for question in [*questions, *rng.sample(others, 3)]:
-        branches.append(encoder.branch(question.kind, question.text, question.answer, 3.0))
+        weight = 5.0 if question.kind == wide_scenes.MARK_KIND else 3.0
+        branches.append(encoder.branch(question.kind, question.text, question.answer, weight))
     return branches
 
 
@@ -105,8 +115,18 @@ class Run:
         self.tokenizer = internvl_model.build_tokenizer()
         self.encoder = internvl_model.Encoder(self.tokenizer)
         self.model = internvl_model.new_model(self.tokenizer)
-        self.probe = Probe()
-        self.session = training_session.Session(options, self.model, self.probe)
+        self.patches = Probe(internvl_model.VISION_SHAPE["hidden_size"])
+        self.tokens = Probe(internvl_model.TEXT_SHAPE["hidden_size"])
+        if options.tower_from:
+            earlier = torch.load(options.tower_from, weights_only=True)["averaged"]
+            tower = {name: tensor for name, tensor in earlier.items() if name.startswith("model.vision_tower.")}
+            self.model.load_state_dict(tower, strict=False)
+        if options.decoder_from:
+            source = warm_start.Source(options.decoder_from)
+            count = self.tokenizer.get_vocab_size()
+            warm_start.qwen2_decoder(source, self.model, lambda token: self.tokenizer.decode([token], False), count)
+        probes = torch.nn.ModuleList([self.patches, self.tokens])
+        self.session = training_session.Session(options, self.model, probes)
         self._start = 1_000_000 * (1 + self.session.step // 100)  # never the scenes of an earlier session
 
     def train(self) -> None:
@@ -143,7 +163,7 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16):
             pixels = internvl_model.normalised(numpy.concatenate(tiles))
             features = internvl_model.vision_features(self.model, pixels)
-            loss = self.probe.loss(features, torch.from_numpy(numpy.concatenate(labels)))
+            loss = self.patches.loss(features, torch.from_numpy(numpy.concatenate(labels)))
         self.session.update(loss, loss.item())
 
     def _step(self, batch: list[WideScene], tiling: bool, rng: random.Random) -> None:
@@ -152,11 +172,16 @@ class Run:
         rows = chat_rows.pack(
             self.encoder.prefix(len(tiles[0])), [branches_of(self.encoder, drawn, rng) for drawn in batch], self.encoder.pad
         )
+        learns = self.session.step % self.options.tower_every == 0
         with torch.autocast("cpu", torch.bfloat16):
-            features = internvl_model.vision_features(self.model, internvl_model.normalised(numpy.concatenate(tiles)))
-            answers = chat_rows.answer_loss(internvl_model.answer_logits(self.model, features, rows), rows)
-            loss = answers + self.options.patch_loss * self.probe.loss(features, labels)
-        self.session.update(loss, answers.item())
+            with torch.set_grad_enabled(learns):
+                features = internvl_model.vision_features(self.model, internvl_model.normalised(numpy.concatenate(tiles)))
+            pictures = internvl_model.picture_tokens(self.model, features)
+            answers = chat_rows.answer_loss(internvl_model.answer_logits(self.model, pictures, rows), rows)
+            read = self.tokens.loss(pictures, token_labels(labels))
+            if learns:
+                read = read + self.patches.loss(features, labels)
+        self.session.update(answers + self.options.patch_loss * read, answers.item())
 
     def checkpoint(self) -> None:
         measured = internvl_model.new_model(self.tokenizer)
@@ -185,7 +210,8 @@ def evaluate(
             branches = [asked(encoder, index, each) for index, each in some]
             rows = chat_rows.pack(encoder.prefix(len(tiles[0])), branches, encoder.pad)
             features = internvl_model.vision_features(model, internvl_model.normalised(numpy.concatenate(tiles)))
-            judged += chat_rows.exact(internvl_model.answer_logits(model, features, rows), rows)
+            pictures = internvl_model.picture_tokens(model, features)
+            judged += chat_rows.exact(internvl_model.answer_logits(model, pictures, rows), rows)
     return judged
 
 

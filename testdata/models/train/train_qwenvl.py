@@ -20,6 +20,7 @@ import chat_rows
 import qwenvl_model
 import scenes
 import training_session
+import warm_start
 from byte_level_tokenizer import RankedBytes
 
 GRID = 8  # of the readings: the patch grid, and that of the queries
@@ -32,6 +33,7 @@ SYSTEM_SHARE = 0.8  # of the batches that have the system prompt
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training_session.add_arguments(parser, minutes=15, batch=32)
+    parser.add_argument("--start-from", type=Path, help="scenes-llava's folder, for the tower and the decoder at the start")
     parser.add_argument("--place-loss", type=float, default=0.5, help="weight of the readings")
     return parser.parse_args()
 
@@ -98,6 +100,10 @@ class Run:
         torch.manual_seed(options.seed)
         self.tokenizer = qwenvl_model.build_tokenizer()
         self.model = qwenvl_model.new_model(self.tokenizer)
+        if options.start_from:
+            source = warm_start.Source(options.start_from)
+            warm_start.qwen_decoder(source, self.model, lambda token: self.tokenizer.decode([token]), self.tokenizer.size)
+            warm_start.qwen_tower(source, self.model.transformer.visual)
         visual = qwenvl_model.VISUAL_SHAPE
         self.places = torch.nn.ModuleList([Places(visual["width"]), Places(visual["output_dim"])])
         self.session = training_session.Session(options, self.model, self.places)

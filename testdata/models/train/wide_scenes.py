@@ -1,7 +1,7 @@
-"""Wide drawn scenes whose fine print needs tiling: shapes that carry a mark of 6 × 6 pixels.
+"""Wide drawn scenes whose fine print needs tiling: a shape carries a mark of 6 × 6 pixels.
 
 A scene is one or two large shapes on a plain background, 256 × 128 or 192 × 128 pixels: four by two or three by two
-tiles of 64 pixels, cut without resizing. In the middle of each shape is a mark in black and white, one pixel a line:
+tiles of 64 pixels, cut without resizing. In the middle of one shape is a mark in black and white, one pixel a line:
 striped, barred, checked or slanted. All four are half black and half white, and every line is gone once the picture
 has been squeezed to one tile of 64 × 64: what is left is a grey spot. The shapes themselves can be read either way.
 
@@ -11,7 +11,7 @@ Scenes are numbered as in scenes.py, and the caption decides the part of the dat
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterator
 
 import numpy
@@ -41,9 +41,9 @@ class MarkedShape:
     kind: str
     rgb: tuple[int, int, int]
     box: tuple[int, int, int, int]  # left, top, right, bottom; right and bottom exclusive
-    mark: str
-    mark_box: tuple[int, int, int, int]
-    phase: int  # where the mark's lines begin
+    mark: str | None = None  # on one shape of a scene
+    mark_box: tuple[int, int, int, int] | None = None
+    phase: int = 0  # where the mark's lines begin
 
     @property
     def phrase(self) -> str:
@@ -59,7 +59,7 @@ class WideScene:
     shapes: tuple[MarkedShape, ...]  # from left to right
 
     def caption(self) -> str:
-        named = [f"a {shape.phrase} with a {shape.mark} mark" for shape in self.shapes]
+        named = [f"a {shape.phrase}{f' with a {shape.mark} mark' if shape.mark else ''}" for shape in self.shapes]
         return f"{' left of '.join(named)} on a {self.background} background"
 
     def draw(self) -> Image.Image:
@@ -67,7 +67,8 @@ class WideScene:
         for shape in self.shapes:
             left, top, right, _ = shape.box
             picture.paste(shape.rgb, (left, top), scenes.shape_mask(shape.kind, right - left))
-            picture.paste(mark_pixels(shape.mark, shape.phase), shape.mark_box[:2])
+            if shape.mark:
+                picture.paste(mark_pixels(shape.mark, shape.phase), shape.mark_box[:2])
         return picture
 
     def questions(self, rng: random.Random) -> list[Question]:
@@ -76,7 +77,8 @@ class WideScene:
             Question("background", "What colour is the background?", self.background),
         ]
         for shape in self.shapes:
-            found.append(Question(MARK_KIND, f"Which mark is on the {shape.phrase}?", shape.mark))
+            if shape.mark:
+                found.append(Question(MARK_KIND, f"Which mark is on the {shape.phrase}?", shape.mark))
             found.append(Question("colour", f"What colour is the {shape.kind}?", shape.colour))
             found.append(Question("shape", f"Which shape is {shape.colour}?", shape.kind))
         return found
@@ -100,11 +102,14 @@ def scene(index: int, stream: str = "wide") -> WideScene:
     cuts = sorted(rng.randint(0, slack) for _ in range(count))
     shapes = []
     used = 0
+    marked = rng.randrange(count)
     for number in range(count):
         left = MARGIN + cuts[number] + used + GAP * number
         used += extents[number]
         top = rng.randint(MARGIN, height - MARGIN - extents[number])
-        shapes.append(_marked(rng, colours[number], kinds[number], left, top, extents[number]))
+        box = (left, top, left + extents[number], top + extents[number])
+        shape = MarkedShape(colours[number], kinds[number], _jittered(scenes.SHAPE_COLOURS[colours[number]], rng), box)
+        shapes.append(_marked(rng, shape) if number == marked else shape)
     return WideScene(width, height, background, _jittered(scenes.BACKGROUND_COLOURS[background], rng), tuple(shapes))
 
 
@@ -125,19 +130,13 @@ def mark_pixels(mark: str, phase: int) -> Image.Image:
     return Image.fromarray(values).convert("RGB")
 
 
-def _marked(rng: random.Random, colour: str, kind: str, left: int, top: int, extent: int) -> MarkedShape:
+def _marked(rng: random.Random, shape: MarkedShape) -> MarkedShape:
+    left, top, right, _ = shape.box
     mark_left, mark_top = (
-        start + (extent - MARK_SIDE) // 2 + rng.randint(-MARK_WANDER, MARK_WANDER) for start in (left, top)
+        start + (right - left - MARK_SIDE) // 2 + rng.randint(-MARK_WANDER, MARK_WANDER) for start in (left, top)
     )
-    return MarkedShape(
-        colour,
-        kind,
-        _jittered(scenes.SHAPE_COLOURS[colour], rng),
-        (left, top, left + extent, top + extent),
-        rng.choice(MARKS),
-        (mark_left, mark_top, mark_left + MARK_SIDE, mark_top + MARK_SIDE),
-        rng.randrange(4),
-    )
+    box = (mark_left, mark_top, mark_left + MARK_SIDE, mark_top + MARK_SIDE)
+    return replace(shape, mark=rng.choice(MARKS), mark_box=box, phase=rng.randrange(4))
 
 
 def _jittered(rgb: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:

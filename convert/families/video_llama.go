@@ -45,9 +45,9 @@ func (f videoLLaMA) PartsFor(h Head) map[string]string {
 
 // videoRules lead from the pieces' names to those that the graphs are built from; lavisRules take what is BLIP-2's.
 var videoRules = []lavisRule{
-	{regexp.MustCompile(`^(video|audio)\.(video|audio)_Qformer\.bert\.embeddings\.LayerNorm\.`), "${2}_qformer.layernorm."},
-	{regexp.MustCompile(`^(video|audio)\.(video|audio)_Qformer\.bert\.(.*)attention\.self\.`), "${2}_qformer.${3}attention.attention."},
-	{regexp.MustCompile(`^(video|audio)\.(video|audio)_Qformer\.bert\.`), "${2}_qformer."},
+	{regexp.MustCompile(`^(?:video\.(video)|audio\.(audio))_Qformer\.bert\.embeddings\.LayerNorm\.`), "${1}${2}_qformer.layernorm."},
+	{regexp.MustCompile(`^(?:video\.(video)|audio\.(audio))_Qformer\.bert\.(.*)attention\.self\.`), "${1}${2}_qformer.${3}attention.attention."},
+	{regexp.MustCompile(`^(?:video\.(video)|audio\.(audio))_Qformer\.bert\.`), "${1}${2}_qformer."}, // each branch's own: a file may hold remains of the other's
 	{regexp.MustCompile(`^(video|audio|imagebind)\.`), "$1."},
 	{regexp.MustCompile(`^(vision|qformer)\.`), ""}, // BLIP-2's, by lavisToHub
 	{regexp.MustCompile(`^`), "language_model."},

@@ -28,11 +28,54 @@ type choice struct {
 }
 
 type reply struct {
-	Role    string  `json:"role"`
-	Content string  `json:"content"`
-	Refusal *string `json:"refusal"` // always null: there for clients that expect it
+	Role      string      `json:"role"`
+	Content   *string     `json:"content"` // null beside calls
+	Refusal   *string     `json:"refusal"` // always null: there for clients that expect it
+	ToolCalls []replyCall `json:"tool_calls,omitempty"`
 	// Boxes are the places in the pictures that the content points at; absent where there are none.
 	Boxes []engine.Box `json:"boxes,omitempty"`
+}
+
+type replyCall struct {
+	ID       string        `json:"id"`
+	Type     string        `json:"type"`
+	Function replyFunction `json:"function"`
+}
+
+type replyFunction struct {
+	Name      string `json:"name"`
+	Arguments string `json:"arguments"`
+}
+
+// finishCalls is why an answer ended that asks for calls.
+const finishCalls = "tool_calls"
+
+// replyOf reads a whole answer.
+func replyOf(reader answerReader, r *engine.Result) (reply, string) {
+	out := reply{Role: "assistant", Boxes: r.Boxes}
+	var text strings.Builder
+	for _, p := range append(reader.push(r.Text), reader.finish()...) {
+		switch {
+		case p.call == nil:
+			text.WriteString(p.content)
+		case p.call.id != "":
+			out.ToolCalls = append(out.ToolCalls, replyCall{ID: p.call.id, Type: "function", Function: replyFunction{p.call.name, p.call.arguments}})
+		default:
+			out.ToolCalls[p.call.index].Function.Arguments += p.call.arguments
+		}
+	}
+	if content := text.String(); content != "" || len(out.ToolCalls) == 0 {
+		out.Content = &content
+	}
+	return out, reader.reason(r.FinishReason)
+}
+
+// reason is why the answer ended, as clients are told.
+func (r *answerReader) reason(finish string) string {
+	if r.calls > 0 && finish == engine.FinishStop {
+		return finishCalls
+	}
+	return finish
 }
 
 type usage struct {
@@ -123,8 +166,7 @@ func completionOf(x *exchange, c *chat, tokens []choiceToken) completion {
 	for _, t := range tokens {
 		ch := &out.Choices[t.choice]
 		if t.result != nil {
-			ch.Message.Content, ch.Message.Boxes = t.result.Text, t.result.Boxes
-			ch.FinishReason = t.result.FinishReason
+			ch.Message, ch.FinishReason = replyOf(c.reader, t.result)
 			total.add(t.result)
 			continue
 		}

@@ -36,25 +36,25 @@ type chatRequest struct {
 	Logprobs    bool                   `json:"logprobs" doc:"Return the log-probability of each token of the answer."`
 	TopLogprobs *int64                 `json:"top_logprobs" range:"0..20" doc:"And of this many most probable tokens at its place; needs logprobs."`
 
-	ResponseFormat   *responseFormat `json:"response_format" doc:"Only plain text."`
-	User             string          `json:"user" maxlen:"256" doc:"Your name for the end user; it goes into the server's log."`
-	SafetyIdentifier string          `json:"safety_identifier" maxlen:"256" doc:"Newer name of user."`
+	ResponseFormat    *responseFormat          `json:"response_format" doc:"The form of the answer; without it plain text."`
+	Tools             []tool                   `json:"tools" items:"0..128" doc:"Functions that the model may ask for."`
+	ToolChoice        *spec.TextOr[toolChoice] `json:"tool_choice" enum:"none|auto|required" doc:"Whether it may, must not or must; or the function that it must. Default auto."`
+	ParallelToolCalls *bool                    `json:"parallel_tool_calls" doc:"false: one call at most."`
+	User              string                   `json:"user" maxlen:"256" doc:"Your name for the end user; it goes into the server's log."`
+	SafetyIdentifier  string                   `json:"safety_identifier" maxlen:"256" doc:"Newer name of user."`
 
-	Tools             spec.Refused `json:"tools" accept:"null|[]"`
-	ToolChoice        spec.Refused `json:"tool_choice" accept:"null|\"none\"|\"auto\""`
-	ParallelToolCalls spec.Refused `json:"parallel_tool_calls" accept:"null|true|false"`
-	Functions         spec.Refused `json:"functions" accept:"null|[]"`
-	FunctionCall      spec.Refused `json:"function_call" accept:"null|\"none\"|\"auto\""`
-	Modalities        spec.Refused `json:"modalities" accept:"null|[\"text\"]"`
-	Audio             spec.Refused `json:"audio" accept:"null"`
-	Prediction        spec.Refused `json:"prediction" accept:"null"`
-	ReasoningEffort   spec.Refused `json:"reasoning_effort" accept:"null|\"none\""`
-	Verbosity         spec.Refused `json:"verbosity" accept:"null"`
-	WebSearchOptions  spec.Refused `json:"web_search_options" accept:"null"`
-	ServiceTier       spec.Refused `json:"service_tier" accept:"null|\"auto\"|\"default\""`
-	Store             spec.Refused `json:"store" accept:"null|false"`
-	Metadata          spec.Refused `json:"metadata" accept:"null|{}"`
-	Moderation        spec.Refused `json:"moderation" accept:"null"`
+	Functions        spec.Refused `json:"functions" accept:"null|[]"`
+	FunctionCall     spec.Refused `json:"function_call" accept:"null|\"none\"|\"auto\""`
+	Modalities       spec.Refused `json:"modalities" accept:"null|[\"text\"]"`
+	Audio            spec.Refused `json:"audio" accept:"null"`
+	Prediction       spec.Refused `json:"prediction" accept:"null"`
+	ReasoningEffort  spec.Refused `json:"reasoning_effort" accept:"null|\"none\""`
+	Verbosity        spec.Refused `json:"verbosity" accept:"null"`
+	WebSearchOptions spec.Refused `json:"web_search_options" accept:"null"`
+	ServiceTier      spec.Refused `json:"service_tier" accept:"null|\"auto\"|\"default\""`
+	Store            spec.Refused `json:"store" accept:"null|false"`
+	Metadata         spec.Refused `json:"metadata" accept:"null|{}"`
+	Moderation       spec.Refused `json:"moderation" accept:"null"`
 
 	PromptCacheKey       spec.Refused `json:"prompt_cache_key" accept:"null"`
 	PromptCacheRetention spec.Refused `json:"prompt_cache_retention" accept:"null"`
@@ -66,18 +66,13 @@ type streamOptions struct {
 	IncludeObfuscation spec.Refused `json:"include_obfuscation" accept:"null|false"`
 }
 
-type responseFormat struct {
-	Type       string       `json:"type" required:"true" enum:"text" doc:"What form the answer must have."`
-	JSONSchema spec.Refused `json:"json_schema" accept:"null"`
-}
-
 type chatMessage struct {
-	Role    string                      `json:"role" required:"true" enum:"system|developer|user|assistant" doc:"Who speaks; developer is the newer name of system."`
-	Content *spec.TextOr[[]contentPart] `json:"content" required:"true" items:"1..256" doc:"Text, or parts."`
+	Role       string                      `json:"role" required:"true" enum:"system|developer|user|assistant|tool" doc:"Who speaks; developer is the newer name of system, tool is the result of a call."`
+	Content    *spec.TextOr[[]contentPart] `json:"content" items:"1..256" doc:"Text, or parts. Only an assistant's message with tool_calls may be without."`
+	ToolCalls  []messageCall               `json:"tool_calls" items:"0..128" doc:"Of an assistant's message: the functions that it asked for."`
+	ToolCallID string                      `json:"tool_call_id" maxlen:"256" doc:"Of a tool's message, which needs it: the call whose result it is."`
 
 	Name         spec.Refused `json:"name" accept:"null"`
-	ToolCalls    spec.Refused `json:"tool_calls" accept:"null|[]"`
-	ToolCallID   spec.Refused `json:"tool_call_id" accept:"null"`
 	FunctionCall spec.Refused `json:"function_call" accept:"null"`
 	Refusal      spec.Refused `json:"refusal" accept:"null"`
 	Audio        spec.Refused `json:"audio" accept:"null"`
@@ -110,6 +105,7 @@ type chat struct {
 	includeUsage bool
 	logprobs     bool
 	topLogprobs  int
+	reader       answerReader // a copy reads each answer
 }
 
 // chatOf checks what the types cannot say and gets the pictures.
@@ -145,6 +141,12 @@ func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, 
 	}
 	c.request.Sampling = q.sampling()
 	if c.request.LogitBias, err = biases(q.LogitBias); err != nil {
+		return nil, err
+	}
+	if c.request.Constraint, err = q.ResponseFormat.constraint(); err != nil {
+		return nil, err
+	}
+	if c.reader, err = q.offered().apply(&c.request); err != nil {
 		return nil, err
 	}
 	if c.request.Messages, err = s.messages(ctx, q.Messages); err != nil {
@@ -240,13 +242,21 @@ func (s *Server) messages(ctx context.Context, list []chatMessage) ([]engine.Mes
 		if role == "developer" {
 			role = "system"
 		}
-		if m.Content.IsText {
-			out = append(out, engine.Message{Role: role, Content: []engine.Part{{Type: engine.PartText, Text: m.Content.Text}}})
+		path := fmt.Sprintf("messages[%d]", i)
+		calls, err := toolMessage(path, m)
+		if err != nil {
+			return nil, err
+		}
+		turn := engine.Message{Role: role, ToolCalls: calls, ToolCallID: m.ToolCallID}
+		if m.Content == nil || m.Content.IsText {
+			if m.Content != nil {
+				turn.Content = []engine.Part{{Type: engine.PartText, Text: m.Content.Text}}
+			}
+			out = append(out, turn)
 			continue
 		}
-		parts := make([]engine.Part, 0, len(m.Content.Value))
 		for j, p := range m.Content.Value {
-			path := fmt.Sprintf("messages[%d].content[%d]", i, j)
+			path := fmt.Sprintf("%s.content[%d]", path, j)
 			if p.ImageURL != nil {
 				if pictures++; pictures > s.limits.Pictures {
 					return nil, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a request may have at most %d pictures on this server", path, s.limits.Pictures))
@@ -256,9 +266,9 @@ func (s *Server) messages(ctx context.Context, list []chatMessage) ([]engine.Mes
 			if err != nil {
 				return nil, err
 			}
-			parts = append(parts, part)
+			turn.Content = append(turn.Content, part)
 		}
-		out = append(out, engine.Message{Role: role, Content: parts})
+		out = append(out, turn)
 	}
 	return out, nil
 }

@@ -29,7 +29,7 @@ type metrics struct {
 	pictures   *prometheus.CounterVec   // model
 }
 
-func newMetrics(reg *prometheus.Registry, models []*served) (*metrics, error) {
+func newMetrics(reg *prometheus.Registry, models func() []*served) (*metrics, error) {
 	if reg == nil {
 		reg = prometheus.NewRegistry()
 	}
@@ -53,11 +53,8 @@ func newMetrics(reg *prometheus.Registry, models []*served) (*metrics, error) {
 		pictures:   counter("pictures_total", "Pictures in requests.", "model"),
 	}
 	own := []prometheus.Collector{m.requests, m.errors, m.seconds, m.firstToken, m.nextToken, m.tokens, m.stages, m.pictures}
-	for _, sm := range models {
-		own = append(own, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: "glimpse", Name: "in_flight", Help: "Answers being made or waiting.", ConstLabels: prometheus.Labels{"model": sm.name},
-		}, func() float64 { return float64(sm.gate.inFlight()) }))
-	}
+	own = append(own, &inFlight{models: models,
+		desc: prometheus.NewDesc("glimpse_in_flight", "Answers being made or waiting.", []string{"model"}, nil)})
 	for _, c := range own {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
@@ -70,6 +67,22 @@ func newMetrics(reg *prometheus.Registry, models []*served) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// inFlight looks at the models that are served when it is asked.
+type inFlight struct {
+	models func() []*served
+	desc   *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *inFlight) Describe(to chan<- *prometheus.Desc) { to <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *inFlight) Collect(to chan<- prometheus.Metric) {
+	for _, m := range c.models() {
+		to <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(m.gate.inFlight()), m.name)
+	}
 }
 
 func (m *metrics) request(x *exchange, status int, failed *Error, took time.Duration) {

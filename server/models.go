@@ -46,15 +46,16 @@ func (m *served) object() modelObject {
 
 // model finds the model a request names. Where only one is served, endpoints of our own let the name be left out.
 func (s *Server) model(r *http.Request, name string, optional bool) (*served, error) {
-	m := s.byName[name]
-	if name == "" && optional && len(s.models) == 1 {
-		m = s.models[0]
+	models := s.list()
+	var m *served
+	names := make([]string, len(models))
+	for i, other := range models {
+		names[i] = other.name
+		if other.name == name || name == "" && optional && len(models) == 1 {
+			m = other
+		}
 	}
 	if m == nil {
-		names := make([]string, len(s.models))
-		for i, m := range s.models {
-			names[i] = m.name
-		}
 		return nil, &Error{Status: http.StatusNotFound, Type: typeInvalid, Code: codeModelNotFound, Param: "model",
 			Message: fmt.Sprintf("the model %q does not exist; served: %s", clipped(name), strings.Join(names, ", "))}
 	}
@@ -63,8 +64,8 @@ func (s *Server) model(r *http.Request, name string, optional bool) (*served, er
 }
 
 func (s *Server) listModels(w http.ResponseWriter, _ *http.Request) error {
-	list := modelList{Object: "list"}
-	for _, m := range s.models {
+	list := modelList{Object: "list", Data: []modelObject{}}
+	for _, m := range s.list() {
 		list.Data = append(list.Data, m.object())
 	}
 	writeJSON(w, http.StatusOK, list)
@@ -97,7 +98,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) error {
 		writeJSON(w, http.StatusServiceUnavailable, status{"stopping"})
 		return nil
 	}
-	for _, m := range s.models {
+	for _, m := range s.list() {
 		if r, ok := m.Model.(Readier); ok && !r.Ready() {
 			writeJSON(w, http.StatusServiceUnavailable, status{"loading"})
 			return nil

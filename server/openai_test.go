@@ -13,7 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/shared"
 
 	"glimpse/engine"
 )
@@ -246,9 +245,9 @@ func TestClientErrors(t *testing.T) {
 		{"context", ask("long"), 400, "context_length_exceeded", "messages"},
 		{"tools", func() openai.ChatCompletionNewParams {
 			p := ask("x")
-			p.Tools = []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(shared.FunctionDefinitionParam{Name: "f"})}
+			p.Tools = []openai.ChatCompletionToolUnionParam{openai.ChatCompletionCustomTool(openai.ChatCompletionCustomToolCustomParam{Name: "f"})}
 			return p
-		}(), 400, "unsupported_parameter", "tools"},
+		}(), 400, "unknown_parameter", "tools[0].custom"},
 		{"internal", ask("broken"), 500, "internal_error", ""},
 		{"panic", ask("panic"), 500, "internal_error", ""},
 	}

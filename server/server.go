@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,17 +42,18 @@ type Fetcher interface {
 	Fetch(ctx context.Context, url string, maxBytes int64) ([]byte, error)
 }
 
-// Options says what is served and how. Only Models is required.
+// Options says what is served and how. Only Models is required, or ModelsLater.
 type Options struct {
-	Models     []Model              // at least one, with different names
-	Logger     *slog.Logger         // nil: nothing is logged
-	Limits     Limits               // zero fields are the defaults
-	LocalMedia string               // folder that file:// URLs may name files of; empty: file:// is refused
-	Fetcher    Fetcher              // for http(s) media URLs; nil: they are refused
-	KeyFile    string               // hashes of the API keys, see LoadKeys; empty: no key is asked for
-	TLSCert    string               // PEM files; both or neither
-	TLSKey     string               //
-	Registry   *prometheus.Registry // where metrics are registered; nil: one of the server's own
+	Models      []Model              // with different names
+	ModelsLater bool                 // Models may be empty: they come with AddModel
+	Logger      *slog.Logger         // nil: nothing is logged
+	Limits      Limits               // zero fields are the defaults
+	LocalMedia  string               // folder that file:// URLs may name files of; empty: file:// is refused
+	Fetcher     Fetcher              // for http(s) media URLs; nil: they are refused
+	KeyFile     string               // hashes of the API keys, see LoadKeys; empty: no key is asked for
+	TLSCert     string               // PEM files; both or neither
+	TLSKey      string               //
+	Registry    *prometheus.Registry // where metrics are registered; nil: one of the server's own
 }
 
 // Limits bounds what strangers can make the server do. Zero means the default in the comment.
@@ -104,8 +106,8 @@ const maxHeaderBytes = 64 << 10
 type Server struct {
 	log      *slog.Logger
 	limits   Limits
+	modelsMu sync.RWMutex // guards models; the list itself is never changed, only replaced
 	models   []*served
-	byName   map[string]*served
 	keys     *Keys // nil: none asked for
 	local    *localMedia
 	fetcher  Fetcher
@@ -118,24 +120,20 @@ type Server struct {
 
 // New checks the options and builds a server.
 func New(o Options) (*Server, error) {
-	s := &Server{log: o.Logger, limits: o.Limits.withDefaults(), byName: map[string]*served{}, fetcher: o.Fetcher, tls: [2]string{o.TLSCert, o.TLSKey}}
+	s := &Server{log: o.Logger, limits: o.Limits.withDefaults(), fetcher: o.Fetcher, tls: [2]string{o.TLSCert, o.TLSKey}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if len(o.Models) == 0 {
+	if len(o.Models) == 0 && !o.ModelsLater {
 		return nil, errors.New("start server: no model to serve")
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		return nil, errors.New("start server: TLS needs both a certificate and a key")
 	}
-	created := time.Now().Unix()
 	for _, m := range o.Models {
-		name := m.Name()
-		if name == "" || s.byName[name] != nil {
-			return nil, fmt.Errorf("start server: model name %q is empty or there twice: every served model needs its own", name)
+		if err := s.AddModel(m); err != nil {
+			return nil, fmt.Errorf("start server: %w", err)
 		}
-		sm := &served{Model: m, name: name, created: created, gate: newGate(s.limits.InFlight)}
-		s.models, s.byName[name] = append(s.models, sm), sm
 	}
 	if o.KeyFile != "" {
 		keys, err := LoadKeys(o.KeyFile)
@@ -152,7 +150,7 @@ func New(o Options) (*Server, error) {
 		s.local = local
 	}
 	s.bodies = &bodyBudget{left: s.limits.BodiesBytes}
-	m, err := newMetrics(o.Registry, s.models)
+	m, err := newMetrics(o.Registry, s.list)
 	if err != nil {
 		return nil, fmt.Errorf("start server: %w", err)
 	}
@@ -186,7 +184,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		}
 		failed <- srv.Serve(ln)
 	}()
-	s.log.Info("serving", "address", ln.Addr().String(), "models", len(s.models))
+	s.log.Info("serving", "address", ln.Addr().String(), "models", len(s.list()))
 	select {
 	case err := <-failed:
 		_ = srv.Close() // the listener is gone; what is left of the connections goes with it

@@ -40,6 +40,21 @@ type delta struct {
 	Role    string       `json:"role,omitempty"`
 	Content *string      `json:"content,omitempty"`
 	Boxes   []engine.Box `json:"boxes,omitempty"` // in the last chunk of a choice
+
+	ToolCalls []deltaCall `json:"tool_calls,omitempty"`
+}
+
+// deltaCall is more of a call: its id, type and name in the first, then its arguments.
+type deltaCall struct {
+	Index    int           `json:"index"`
+	ID       string        `json:"id,omitempty"`
+	Type     string        `json:"type,omitempty"`
+	Function deltaFunction `json:"function"`
+}
+
+type deltaFunction struct {
+	Name      string `json:"name,omitempty"`
+	Arguments string `json:"arguments"`
 }
 
 // eventWriter sends events, each write under its own deadline: a client that stops reading must not hold a place.
@@ -79,14 +94,18 @@ type streamState struct {
 	c       *chat
 	id      string
 	created int64
-	opened  []bool // choices whose role was sent
+	opened  []bool         // choices whose role was sent
+	readers []answerReader // one a choice
 	total   usage
 }
 
 // stream writes the events of a generation. When it cannot, it cancels and waits for the model to let go.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, c *chat, g *generation) error {
 	out := &eventWriter{w: w, control: http.NewResponseController(w), timeout: s.limits.WriteTimeout}
-	st := &streamState{c: c, id: newID("chatcmpl-"), created: time.Now().Unix(), opened: make([]bool, c.choices)}
+	st := &streamState{c: c, id: newID("chatcmpl-"), created: time.Now().Unix(), opened: make([]bool, c.choices), readers: make([]answerReader, c.choices)}
+	for i := range st.readers {
+		st.readers[i] = c.reader
+	}
 	x := exchangeOf(r)
 	for done := false; !done; {
 		select {
@@ -161,7 +180,10 @@ func (st *streamState) chunks(tokens []choiceToken) []any {
 		}
 		if first.result != nil {
 			st.total.add(first.result)
-			events = append(events, st.event(chunkChoice{Index: first.choice, Delta: delta{Boxes: first.result.Boxes}, FinishReason: &first.result.FinishReason}))
+			reader := &st.readers[first.choice]
+			events = append(events, st.pieces(first.choice, reader.finish(), nil)...)
+			reason := reader.reason(first.result.FinishReason)
+			events = append(events, st.event(chunkChoice{Index: first.choice, Delta: delta{Boxes: first.result.Boxes}, FinishReason: &reason}))
 			i++
 			continue
 		}
@@ -169,28 +191,49 @@ func (st *streamState) chunks(tokens []choiceToken) []any {
 		for end < len(tokens) && tokens[end].choice == first.choice && tokens[end].result == nil {
 			end++
 		}
-		if c, ok := st.textChunk(tokens[i:end]); ok {
-			events = append(events, st.event(c))
-		}
+		events = append(events, st.textEvents(tokens[i:end])...)
 		i = end
 	}
 	return events
 }
 
-// textChunk joins tokens of one choice; it says no when there is nothing to tell.
-func (st *streamState) textChunk(tokens []choiceToken) (chunkChoice, bool) {
+// textEvents joins tokens of one choice; there are none when there is nothing to tell.
+func (st *streamState) textEvents(tokens []choiceToken) []any {
 	var text strings.Builder
-	c := chunkChoice{Index: tokens[0].choice}
+	var probabilities *logprobs
 	for _, t := range tokens {
 		text.WriteString(t.token.Text)
 		if st.c.logprobs && !t.token.Stop {
-			if c.Logprobs == nil {
-				c.Logprobs = &logprobs{}
+			if probabilities == nil {
+				probabilities = &logprobs{}
 			}
-			c.Logprobs.Content = append(c.Logprobs.Content, logprobOf(t.token, st.c.topLogprobs))
+			probabilities.Content = append(probabilities.Content, logprobOf(t.token, st.c.topLogprobs))
 		}
 	}
-	content := text.String()
-	c.Delta.Content = &content
-	return c, content != "" || c.Logprobs != nil
+	choice := tokens[0].choice
+	return st.pieces(choice, st.readers[choice].push(text.String()), probabilities)
+}
+
+// pieces makes an event of each piece; the first carries the log-probabilities, which come as their tokens do.
+func (st *streamState) pieces(choice int, pieces []answerPiece, probabilities *logprobs) []any {
+	if len(pieces) == 0 && probabilities != nil {
+		pieces = []answerPiece{{}}
+	}
+	var events []any
+	for i, p := range pieces {
+		c := chunkChoice{Index: choice}
+		if i == 0 {
+			c.Logprobs = probabilities
+		}
+		if p.call == nil {
+			c.Delta.Content = &p.content
+		} else {
+			c.Delta.ToolCalls = []deltaCall{{Index: p.call.index, ID: p.call.id, Function: deltaFunction{p.call.name, p.call.arguments}}}
+			if p.call.id != "" {
+				c.Delta.ToolCalls[0].Type = "function"
+			}
+		}
+		events = append(events, st.event(c))
+	}
+	return events
 }

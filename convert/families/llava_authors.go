@@ -139,6 +139,13 @@ func (c llavaAuthorsConfig) prompt(p *Plan, r *Release, talk conversation, t *bl
 			tokenizer = withImage
 		}
 	}
+	if tokenizer != nil {
+		if slow, err := slowPrefix(tokenizer); err != nil {
+			t.Problem(tokenizerFile, err.Error())
+		} else {
+			tokenizer = slow
+		}
+	}
 	p.Manifest.Tokens.Image = image
 	p.Manifest.Prompt.ImageToken, p.Manifest.Prompt.Placeholder, p.Manifest.Prompt.Apart = "<image>", "<image>", true
 	template := r.template()
@@ -181,4 +188,23 @@ func projectorLinears(kind string, t *blocks.Tensors) []string {
 		names = append(names, "."+strconv.Itoa(2*i))
 	}
 	return names
+}
+
+// slowPrefix returns tokenizer.json with the leading space of the slow tokenizer, which the authors' code asks for: where
+// only the first stretch of a text gets one, it gets it even when it begins with a space already. Others stay as they are.
+func slowPrefix(tokenizer json.RawMessage) (json.RawMessage, error) {
+	var doc map[string]json.RawMessage
+	if err := json.Unmarshal(tokenizer, &doc); err != nil {
+		return nil, fmt.Errorf("cannot be decoded: %w", err)
+	}
+	var before struct {
+		Type   string `json:"type"`
+		Scheme string `json:"prepend_scheme"`
+	}
+	if json.Unmarshal(doc["pre_tokenizer"], &before) != nil || before.Type != "Metaspace" || before.Scheme != "first" ||
+		len(doc["normalizer"]) > 0 && string(doc["normalizer"]) != "null" {
+		return tokenizer, nil
+	}
+	doc["normalizer"] = json.RawMessage(`{"type": "Replace", "pattern": {"Regex": "^ "}, "content": "  "}`)
+	return json.Marshal(doc)
 }

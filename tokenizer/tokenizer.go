@@ -83,9 +83,8 @@ func missingError(dir string) error {
 	for _, pattern := range otherVocabularies {
 		// Dir may hold characters that Glob reads as a pattern; then the shorter message below has to do.
 		if found, _ := filepath.Glob(filepath.Join(dir, pattern)); len(found) > 0 {
-			return fmt.Errorf("opening tokenizer: %s has %s but %w; make it once where transformers is installed, "+
-				"AutoTokenizer.from_pretrained(%q, use_fast=True).save_pretrained(%q), or take it from a newer upload of the same model",
-				dir, filepath.Base(found[0]), ErrNoTokenizerJSON, dir, dir)
+			return fmt.Errorf("opening tokenizer: %s has %s but %w; it is no model folder: `glimpse convert %s -o MODEL` makes one, and the tokenizer.json "+
+				"from a tokenizer.model or a .tiktoken file", dir, filepath.Base(found[0]), ErrNoTokenizerJSON, dir)
 		}
 	}
 	return fmt.Errorf("opening tokenizer: %s: %w", dir, ErrNoTokenizerJSON)

@@ -32,7 +32,7 @@ func TestOpenErrors(t *testing.T) {
 	}{
 		{"missing folder", filepath.Join(t.TempDir(), "none"), "no such file", os.ErrNotExist},
 		{"empty folder", folder(nil), "no tokenizer.json", tokenizer.ErrNoTokenizerJSON},
-		{"sentencepiece only", folder(map[string]string{"tokenizer.model": "x"}), "has tokenizer.model but no tokenizer.json; make it", tokenizer.ErrNoTokenizerJSON},
+		{"sentencepiece only", folder(map[string]string{"tokenizer.model": "x"}), "has tokenizer.model but no tokenizer.json; it is no model folder: `glimpse convert", tokenizer.ErrNoTokenizerJSON},
 		{"not JSON", folder(map[string]string{"tokenizer.json": "{"}), "not a tokenizer.json", nil},
 		{"another JSON", folder(map[string]string{"tokenizer.json": `{"a": 1}`}), "not a tokenizer.json", nil},
 		{"an array", folder(map[string]string{"tokenizer.json": `[]`}), "not a tokenizer.json", nil},

@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 	"batch/store":           {"batch/source"},
 	"batch/phash":           {},
 	"batch/row":             {},
-	"media":                 {"preprocess"},
+	"media":                 {"preprocess", "manifest"},
 	"worker":                {"engine", "graphs", "manifest"},
 	"engine/verify":         {"media", "engine", "graphs", "preprocess", "tokenizer", "manifest"},
 	"engine":                {"graphs", "preprocess", "tokenizer", "manifest"},

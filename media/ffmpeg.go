@@ -98,6 +98,12 @@ func limited(w io.Writer, n int64) func(io.Reader) error {
 // child runs a program to its end and hands its output to read. It is killed when ctx ends, when its time is up, or when
 // read gives up.
 func (r *Reader) child(ctx context.Context, program string, args []string, read func(io.Reader) error) error {
+	select {
+	case r.gate <- struct{}{}:
+		defer func() { <-r.gate }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	limit, cancel := context.WithTimeout(ctx, r.limits.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(limit, program, args...)

@@ -13,9 +13,11 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
+	"glimpse/manifest"
 	"glimpse/preprocess"
 )
 
@@ -63,12 +65,15 @@ type Reader struct {
 	options Options
 	limits  Limits
 
+	gate  chan struct{} // a place for each child process
 	mu    sync.Mutex
 	tools *Tools // once found
 }
 
 // New returns a reader. Whether FFmpeg is there is seen when something needs it.
-func New(o Options) *Reader { return &Reader{options: o, limits: o.Limits.withDefaults()} }
+func New(o Options) *Reader {
+	return &Reader{options: o, limits: o.Limits.withDefaults(), gate: make(chan struct{}, runtime.GOMAXPROCS(0))}
+}
 
 // Input is a file, or a file's bytes.
 type Input struct {
@@ -93,6 +98,25 @@ type Choice struct {
 	Width, Height int
 	// Rate is how many frames of a folder are a second; 0: not known, and frames then have no times.
 	Rate float64
+}
+
+// DefaultFrames are chosen from a video where neither the model nor the user says how many; of a folder all are.
+const DefaultFrames = 16
+
+// For completes a choice by what the model was released with. The model takes videos.
+func (c Choice) For(pic *manifest.Picture, in Input) Choice {
+	if pic.Video.Scaler != "" {
+		c.Width, c.Height = pic.Width, pic.Height
+	}
+	if c.Frames > 0 || c.FPS > 0 {
+		return c
+	}
+	if c.Frames = pic.Video.Frames; c.Frames == 0 {
+		if info, err := os.Stat(in.Path); in.Path == "" || err != nil || !info.IsDir() {
+			c.Frames = DefaultFrames
+		}
+	}
+	return c
 }
 
 // Video is what was chosen.

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"glimpse/engine"
@@ -16,9 +15,6 @@ import (
 
 	"github.com/spf13/pflag"
 )
-
-// defaultFrames are chosen from a video file where neither the model nor the user says how many.
-const defaultFrames = 16
 
 // ClipOptions are the flags that say what is taken of videos.
 type ClipOptions struct {
@@ -59,30 +55,13 @@ func (a *app) newClips(m *manifest.Manifest, o ClipOptions, noEXIF bool) *clips 
 	return &clips{av.New(av.Options{FFmpeg: a.global.FFmpeg}), o, m, noEXIF}
 }
 
-// choice says which frames the model gets.
-func (c *clips) choice(in av.Input) av.Choice {
-	v := c.model.Picture.Video
-	out := av.Choice{Frames: c.options.Frames, FPS: c.options.FPS, Rate: c.options.FrameRate}
-	if v.Scaler != "" {
-		out.Width, out.Height = c.model.Picture.Width, c.model.Picture.Height
-	}
-	if out.Frames > 0 || out.FPS > 0 {
-		return out
-	}
-	if out.Frames = v.Frames; out.Frames == 0 {
-		if info, err := os.Stat(in.Path); in.Path == "" || err != nil || !info.IsDir() {
-			out.Frames = defaultFrames
-		}
-	}
-	return out
-}
-
 func (c *clips) video(ctx context.Context, in av.Input) (engine.Part, error) {
 	part := engine.Part{Type: engine.PartVideo}
 	if c.model.Picture == nil || c.model.Picture.Video == nil {
 		return part, fmt.Errorf("this model (%s) takes no videos", c.model.Family)
 	}
-	v, err := c.reader.Video(ctx, in, c.choice(in))
+	choice := av.Choice{Frames: c.options.Frames, FPS: c.options.FPS, Rate: c.options.FrameRate}
+	v, err := c.reader.Video(ctx, in, choice.For(c.model.Picture, in))
 	if err != nil {
 		return part, err
 	}

@@ -62,11 +62,8 @@ func (k *checker) clip(ctx context.Context, name string) (engine.Part, error) {
 	if pic == nil || pic.Video == nil {
 		return part, fmt.Errorf("the model takes no videos")
 	}
-	choice := media.Choice{Frames: pic.Video.Frames}
-	if pic.Video.Scaler != "" {
-		choice.Width, choice.Height = pic.Width, pic.Height
-	}
-	v, err := k.media.Video(ctx, media.Input{Path: k.set.Media(name), Source: name}, choice)
+	in := media.Input{Path: k.set.Media(name), Source: name}
+	v, err := k.media.Video(ctx, in, media.Choice{}.For(pic, in))
 	if err != nil {
 		return part, err
 	}

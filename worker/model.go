@@ -55,14 +55,12 @@ func (m *Model) Name() string { return m.name }
 // Manifest returns the model's manifest as the folder had it when it was last loaded. It must not be changed.
 func (m *Model) Manifest() *manifest.Manifest { return m.manifest.Load() }
 
-// Ready says whether the model answers: it is loaded, or will be by the first request that wants it.
+// Ready says whether the model answers as it should: it is loaded, or nobody has asked for it to be there before requests
+// want it.
 func (m *Model) Ready() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
-		return false
-	}
-	return m.current != nil && m.current.alive() || !m.keep && m.loadErr == nil
+	return !m.closed && (!m.keep || m.current != nil && m.current.alive())
 }
 
 // Generate answers one prompt, as *engine.Engine does.

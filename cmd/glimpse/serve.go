@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"glimpse/engine"
@@ -29,8 +30,10 @@ type ServeOptions struct {
 	TLSKey       string
 	LocalMedia   string
 	InFlight     int
+	AnswerTime   time.Duration
 	DrainDelay   time.Duration
 	DrainTimeout time.Duration
+	Models       string
 	InProcess    bool
 	MemoryLimit  int64
 }
@@ -44,8 +47,10 @@ func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.TLSKey, "tls-key", "", "PEM `file` of the key")
 	f.StringVar(&o.LocalMedia, "local-media", "", "`folder` that file:// URLs of requests may name files of")
 	f.Var(&count{&o.InFlight, 0}, "in-flight", "answers being made or waiting, a model; 0: 64")
+	f.DurationVar(&o.AnswerTime, "answer-timeout", 0, "for making one answer, waiting included; 0: 10m")
 	f.DurationVar(&o.DrainDelay, "drain-delay", 0, "between \"not ready\" and closing the listener when stopping")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "for requests in flight when stopping; 0: 30s")
+	f.StringVar(&o.Models, "models", "", "`folder` of model folders, which is watched: models may come, change and go")
 	f.BoolVar(&o.InProcess, "in-process", false, "run the models in this process; a crash of one is then a crash of all")
 	f.Var(&byteCount{&o.MemoryLimit}, "memory-limit", "`bytes` that the models may hold together (12GiB, 800MB); they are then loaded when asked for")
 }
@@ -53,11 +58,11 @@ func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
 func newServe(a *app) *cobra.Command {
 	var o ServeOptions
 	cmd := &cobra.Command{
-		Use:     "serve MODEL...",
+		Use:     "serve [MODEL...] [--models DIR]",
 		Short:   "Serves models over HTTP, with OpenAI's API",
 		Long:    "Serves the models under the names of their folders. The first signal drains: requests in flight may finish.",
 		Example: "  glimpse serve llava/ --listen 127.0.0.1:8080",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runServe(cmd.Context(), a, o, args)
 		},
@@ -85,14 +90,21 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 	}
 	defer func() { err = errors.Join(err, opened.close()) }()
 	s, err := server.New(server.Options{
-		Models: opened.models, Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia,
-		Limits: server.Limits{InFlight: o.InFlight, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
+		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia,
+		Limits: server.Limits{InFlight: o.InFlight, AnswerTimeout: o.AnswerTime, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
 	})
 	if err != nil {
 		return badInput(err)
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	serving := func() { fmt.Fprintf(a.stderr, "glimpse: serving %s on %s\n", names(opened.models), address(o, ln)) }
+	if o.Models != "" {
+		unwatch, err := watchModels(ctx, a, o.Models, opened.pool, s)
+		if err != nil {
+			return badInput(err)
+		}
+		defer unwatch()
+	}
+	serving := func() { fmt.Fprintf(a.stderr, "glimpse: serving %s on %s\n", o.what(opened.models), address(o, ln)) }
 	if opened.load == nil {
 		serving()
 		return s.Serve(ctx, ln)
@@ -120,6 +132,9 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 
 // check finds what would end the server at its start, before models are loaded for nothing.
 func (o *ServeOptions) check(folders []string) error {
+	if len(folders) == 0 && o.Models == "" {
+		return errors.New("serve: no model: name model folders, or with --models a folder of them")
+	}
 	seen := map[string]string{}
 	for _, folder := range folders {
 		if _, err := manifest.Read(folder); err != nil {
@@ -135,8 +150,8 @@ func (o *ServeOptions) check(folders []string) error {
 		}
 		seen[name] = folder
 	}
-	if o.InProcess && o.MemoryLimit > 0 {
-		return errors.New("--memory-limit needs a process for each model: leave --in-process out")
+	if o.InProcess && (o.MemoryLimit > 0 || o.Models != "") {
+		return errors.New("--memory-limit and --models need a process for each model: leave --in-process out")
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		return errors.New("TLS needs both --tls-cert and --tls-key")
@@ -154,15 +169,16 @@ func (o *ServeOptions) check(folders []string) error {
 	return nil
 }
 
-func names(models []server.Model) string {
-	text := ""
-	for i, m := range models {
-		if i > 0 {
-			text += ", "
-		}
-		text += m.Name()
+// what names what is served.
+func (o *ServeOptions) what(models []server.Model) string {
+	var words []string
+	for _, m := range models {
+		words = append(words, m.Name())
 	}
-	return text
+	if o.Models != "" {
+		words = append(words, "the models in "+o.Models)
+	}
+	return strings.Join(words, ", ")
 }
 
 func address(o ServeOptions, ln net.Listener) string {

@@ -19,6 +19,7 @@ import (
 // be there from the start, while the server answers already that it is not ready.
 type servedModels struct {
 	models []server.Model
+	pool   *worker.Pool // nil: they are in this process
 	load   func(context.Context) error
 	close  func() error
 }
@@ -71,7 +72,7 @@ func modelsInWorkers(ctx context.Context, a *app, o ServeOptions, folders []stri
 	if err != nil {
 		return nil, badInput(err)
 	}
-	s := &servedModels{}
+	s := &servedModels{pool: pool}
 	var loaded []*worker.Model
 	for _, folder := range folders {
 		m, err := pool.Add(folder)

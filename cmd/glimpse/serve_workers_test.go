@@ -395,6 +395,60 @@ func TestServeWithinAMemoryLimit(t *testing.T) {
 	}
 }
 
+// Models come into a watched folder, change and go.
+func TestServeWatchesAModelsFolder(t *testing.T) {
+	source, dir := os.DirFS(model(t)), t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "no model"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := startServing(t, "--models", dir)
+	if code, body := s.get(t, "/v1/models"); code != http.StatusOK || strings.Contains(body, `"id"`) {
+		t.Errorf("an empty folder: %d %s", code, body)
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("still not: %s", what)
+			}
+		}
+	}
+	status := func() int {
+		a, err := s.stream("new", "hello", 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.status
+	}
+	if got := status(); got != http.StatusNotFound {
+		t.Errorf("before it is there: %d", got)
+	}
+	folder := filepath.Join(dir, "new")
+	if err := os.CopyFS(filepath.Join(dir, ".new"), source); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, ".new"), folder); err != nil {
+		t.Fatal(err)
+	}
+	until("the new model answers", func() bool { return status() == http.StatusOK })
+	old := s.workers(t)["new"]
+	later := time.Now().Add(time.Hour)
+	if err := os.Chtimes(filepath.Join(folder, "model.toml"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	until("the changed model has another worker", func() bool {
+		if got := status(); got != http.StatusOK {
+			t.Fatalf("while it changes: %d", got)
+		}
+		w := s.workers(t)["new"]
+		return w != 0 && w != old
+	})
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	until("the model is gone", func() bool { return status() == http.StatusNotFound && len(s.workers(t)) == 0 })
+}
+
 func TestServeRefusesTornModels(t *testing.T) {
 	torn := filepath.Join(t.TempDir(), "torn")
 	if err := os.CopyFS(torn, os.DirFS(model(t))); err != nil {
@@ -410,6 +464,8 @@ func TestServeRefusesTornModels(t *testing.T) {
 		}
 	}
 	refused(t, glimpse(t, "serve", "--in-process", "--memory-limit", "1GiB", model(t)), "--in-process")
+	refused(t, glimpse(t, "serve"), "--models")
+	refused(t, glimpse(t, "serve", "--listen", "127.0.0.1:0", "--models", filepath.Join(torn, "none")), "none")
 	refused(t, glimpse(t, "serve", "--memory-limit", "1KiB", "--listen", "127.0.0.1:0", model(t)), "limit")
 	refused(t, glimpse(t, "serve", "--memory-limit", "much", model(t)), "--memory-limit", "800MB")
 	refused(t, glimpse(t, "worker", model(t)), "--socket")

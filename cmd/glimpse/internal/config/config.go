@@ -36,7 +36,7 @@ type key string
 var keys = []key{
 	"device", "threads", ortLib, ffmpeg, "log_level", "slots", "context", "max_pixels",
 	"listen", "keys", "tls_cert", "tls_key", "local_media", "in_flight", "drain_delay", "drain_timeout",
-	"in_process", "memory_limit",
+	"answer_timeout", "in_process", "memory_limit", "models",
 }
 
 // Keys that name code.

@@ -36,3 +36,16 @@ func TestBoxesBesideTheContent(t *testing.T) {
 		t.Errorf("an answer without boxes is %s", body)
 	}
 }
+
+func TestPictureBoundsReachTheModel(t *testing.T) {
+	m := newFake("tiny")
+	h := handler(t, Options{Models: []Model{m}})
+	w := post(h, "/v1/chat/completions", "application/json", `{"model":"tiny","messages":[{"role":"user","content":"hi"}],"mm_processor_kwargs":{"min_pixels":3136,"max_pixels":100352}}`)
+	if got := m.last(t).PictureOptions; w.Code != 200 || got.MinPixels != 3136 || got.MaxPixels != 100352 {
+		t.Errorf("status %d, options %+v", w.Code, got)
+	}
+	w = post(h, "/v1/chat/completions", "application/json", `{"model":"tiny","messages":[{"role":"user","content":"hi"}],"mm_processor_kwargs":{"size":1}}`)
+	if w.Code != 400 || !strings.Contains(w.Body.String(), "mm_processor_kwargs") {
+		t.Errorf("an option that is not known: status %d, %s", w.Code, w.Body)
+	}
+}

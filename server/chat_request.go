@@ -32,6 +32,8 @@ type chatRequest struct {
 	LogitBias           map[string]float64 `json:"logit_bias" items:"0..1024" range:"-100..100" doc:"Token ids and what is added to their scores."`
 	Seed                *int64             `json:"seed" doc:"The same seed gives the same answers. Choice i of several uses seed + i."`
 
+	Processor *processorOptions `json:"mm_processor_kwargs" doc:"How pictures are prepared, by the name that other servers have for it."`
+
 	Stop        *spec.TextOr[[]string] `json:"stop" items:"1..4" maxlen:"256" doc:"The answer ends before the first of these."`
 	Logprobs    bool                   `json:"logprobs" doc:"Return the log-probability of each token of the answer."`
 	TopLogprobs *int64                 `json:"top_logprobs" range:"0..20" doc:"And of this many most probable tokens at its place; needs logprobs."`
@@ -59,6 +61,26 @@ type chatRequest struct {
 	PromptCacheKey       spec.Refused `json:"prompt_cache_key" accept:"null"`
 	PromptCacheRetention spec.Refused `json:"prompt_cache_retention" accept:"null"`
 	PromptCacheOptions   spec.Refused `json:"prompt_cache_options" accept:"null"`
+}
+
+// processorOptions bound the area that a picture is resized to, and so its tokens.
+type processorOptions struct {
+	MinPixels *int64 `json:"min_pixels" range:"1..268435456" doc:"Least area that a picture is resized to, for models that take pictures at their own size."`
+	MaxPixels *int64 `json:"max_pixels" range:"1..268435456" doc:"Largest such area."`
+}
+
+// options are those of the engine.
+func (o *processorOptions) options() (out engine.PictureOptions) {
+	if o == nil {
+		return out
+	}
+	if o.MinPixels != nil {
+		out.MinPixels = int(*o.MinPixels)
+	}
+	if o.MaxPixels != nil {
+		out.MaxPixels = int(*o.MaxPixels)
+	}
+	return out
 }
 
 type streamOptions struct {
@@ -140,6 +162,7 @@ func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, 
 		return nil, err
 	}
 	c.request.Sampling = q.sampling()
+	c.request.PictureOptions = q.Processor.options()
 	if c.request.LogitBias, err = biases(q.LogitBias); err != nil {
 		return nil, err
 	}

@@ -102,15 +102,16 @@ type chatMessage struct {
 }
 
 type contentPart struct {
-	Type     string    `json:"type" required:"true" enum:"text|image_url" doc:"Which of the fields below the part has."`
+	Type     string    `json:"type" required:"true" enum:"text|image_url|video_url|audio_url|input_audio" doc:"Which of the fields below the part has."`
 	Text     *string   `json:"text" doc:"Of a text part."`
 	ImageURL *imageURL `json:"image_url" doc:"Of an image_url part."`
 
-	VideoURL   spec.Refused `json:"video_url" accept:"null"`
-	AudioURL   spec.Refused `json:"audio_url" accept:"null"`
-	InputAudio spec.Refused `json:"input_audio" accept:"null"`
-	File       spec.Refused `json:"file" accept:"null"`
-	Refusal    spec.Refused `json:"refusal" accept:"null"`
+	VideoURL   *clipURL    `json:"video_url" doc:"Of a video_url part, for models that take videos."`
+	AudioURL   *clipURL    `json:"audio_url" doc:"Of an audio_url part, for models that take sound; of a video, its sound."`
+	InputAudio *inputAudio `json:"input_audio" doc:"Of an input_audio part."`
+
+	File    spec.Refused `json:"file" accept:"null"`
+	Refusal spec.Refused `json:"refusal" accept:"null"`
 }
 
 type imageURL struct {
@@ -172,7 +173,7 @@ func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, 
 	if c.reader, err = q.offered().apply(&c.request); err != nil {
 		return nil, err
 	}
-	if c.request.Messages, err = s.messages(ctx, q.Messages); err != nil {
+	if c.request.Messages, err = s.messages(ctx, m, q.Messages); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -257,7 +258,7 @@ func biases(in map[string]float64) (map[int32]float64, error) {
 }
 
 // messages turns OpenAI's messages into the engine's.
-func (s *Server) messages(ctx context.Context, list []chatMessage) ([]engine.Message, error) {
+func (s *Server) messages(ctx context.Context, model *served, list []chatMessage) ([]engine.Message, error) {
 	out := make([]engine.Message, 0, len(list))
 	pictures := 0
 	for i, m := range list {
@@ -280,12 +281,12 @@ func (s *Server) messages(ctx context.Context, list []chatMessage) ([]engine.Mes
 		}
 		for j, p := range m.Content.Value {
 			path := fmt.Sprintf("%s.content[%d]", path, j)
-			if p.ImageURL != nil {
+			if p.Type != "text" {
 				if pictures++; pictures > s.limits.Pictures {
-					return nil, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a request may have at most %d pictures on this server", path, s.limits.Pictures))
+					return nil, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a request may have at most %d pictures, videos and sounds on this server", path, s.limits.Pictures))
 				}
 			}
-			part, err := s.part(ctx, path, p)
+			part, err := s.part(ctx, model, path, p)
 			if err != nil {
 				return nil, err
 			}
@@ -296,16 +297,23 @@ func (s *Server) messages(ctx context.Context, list []chatMessage) ([]engine.Mes
 	return out, nil
 }
 
-func (s *Server) part(ctx context.Context, path string, p contentPart) (engine.Part, error) {
-	want, other := p.Text != nil, p.ImageURL != nil
-	if p.Type == "image_url" {
-		want, other = other, want
+func (s *Server) part(ctx context.Context, m *served, path string, p contentPart) (engine.Part, error) {
+	fields := map[string]bool{"text": p.Text != nil, "image_url": p.ImageURL != nil, "video_url": p.VideoURL != nil,
+		"audio_url": p.AudioURL != nil, "input_audio": p.InputAudio != nil}
+	for name, given := range fields {
+		if given != (name == p.Type) {
+			return engine.Part{}, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a part of type %s has the field %s and no other", path, p.Type, p.Type))
+		}
 	}
-	if !want || other {
-		return engine.Part{}, invalid(path, spec.CodeValue, fmt.Sprintf("%s: a part of type %s has the field %s and no other", path, p.Type, p.Type))
-	}
-	if p.Type == "text" {
+	switch p.Type {
+	case "text":
 		return engine.Part{Type: engine.PartText, Text: *p.Text}, nil
+	case "video_url":
+		return s.video(ctx, m, path+".video_url.url", p.VideoURL.URL)
+	case "audio_url":
+		return s.audio(ctx, m, path+".audio_url.url", p.AudioURL.URL)
+	case "input_audio":
+		return s.inputAudio(ctx, m, path+".input_audio.data", *p.InputAudio)
 	}
 	picture, err := s.picture(ctx, path+".image_url.url", p.ImageURL.URL)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Pictures of a request: data: URLs, files under the local media folder, and URLs for the Fetcher.
+// Pictures and other media of a request: data: URLs, files under the local media folder, and URLs for the Fetcher.
 
 package server
 
@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -30,37 +31,43 @@ func mediaRefused(param, message string) *Error {
 
 // picture gets the picture that a URL names; param is where in the request the URL stands.
 func (s *Server) picture(ctx context.Context, param, address string) (*engine.Picture, error) {
+	data, source, err := s.mediaOf(ctx, param, address, "image/")
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Picture{Data: data, Source: source}, nil
+}
+
+// mediaOf gets the bytes that a URL names, and what to call them in errors. Media types of data: URLs begin with one of kinds.
+func (s *Server) mediaOf(ctx context.Context, param, address string, kinds ...string) (data []byte, source string, err error) {
 	scheme, rest, ok := strings.Cut(address, ":")
 	if !ok {
-		return nil, mediaError(param, "not a URL: use data:image/png;base64,…")
+		return nil, "", mediaError(param, "not a URL: use data:%s…;base64,…", kinds[0])
 	}
-	var (
-		data   []byte
-		source = param
-		err    error
-	)
+	source = param
 	switch strings.ToLower(scheme) {
 	case "data":
-		data, err = decodeDataURL(param, rest, s.limits.MediaBytes)
+		data, err = decodeDataURL(param, rest, s.limits.MediaBytes, kinds)
 	case "file":
 		data, err = s.readLocal(param, address)
 	case "http", "https":
 		source = clipped(address)
 		data, err = s.fetch(ctx, param, address)
 	default:
-		return nil, mediaError(param, "the URL scheme %q is not supported: use data:, or what this server allows of http, https and file", clipped(scheme))
+		return nil, "", mediaError(param, "the URL scheme %q is not supported: use data:, or what this server allows of http, https and file", clipped(scheme))
 	}
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if len(data) == 0 {
-		return nil, mediaError(param, "the picture is empty")
+		return nil, "", mediaError(param, "the file is empty")
 	}
-	return &engine.Picture{Data: data, Source: source}, nil
+	return data, source, nil
 }
 
-// decodeDataURL decodes what follows "data:" (RFC 2397). Only base64 is taken, and only pictures.
-func decodeDataURL(param, rest string, most int64) ([]byte, error) {
+// decodeDataURL decodes what follows "data:" (RFC 2397). Only base64 is taken, and only media types that begin with
+// one of kinds.
+func decodeDataURL(param, rest string, most int64, kinds []string) ([]byte, error) {
 	head, payload, ok := strings.Cut(rest, ",")
 	if !ok {
 		return nil, mediaError(param, "a data: URL needs a comma before its data")
@@ -71,12 +78,12 @@ func decodeDataURL(param, rest string, most int64) ([]byte, error) {
 	}
 	if head != "" {
 		kind, _, err := mime.ParseMediaType(head)
-		if err != nil || !strings.HasPrefix(kind, "image/") {
-			return nil, mediaError(param, "the media type %q is not a picture's", clipped(head))
+		if err != nil || !slices.ContainsFunc(kinds, func(k string) bool { return strings.HasPrefix(kind, k) }) {
+			return nil, mediaError(param, "the media type %q is none of %s", clipped(head), strings.Join(kinds, ", "))
 		}
 	}
 	if int64(base64.RawStdEncoding.DecodedLen(len(payload))) > most+2 { // two bytes of slack for padding
-		return nil, pictureTooLarge(param, most)
+		return nil, mediaTooLarge(param, most)
 	}
 	if strings.Contains(payload, "%") {
 		unescaped, err := url.PathUnescape(payload)
@@ -90,13 +97,13 @@ func decodeDataURL(param, rest string, most int64) ([]byte, error) {
 		return nil, mediaError(param, "the data: URL is not base64: %v", err)
 	}
 	if int64(len(data)) > most {
-		return nil, pictureTooLarge(param, most)
+		return nil, mediaTooLarge(param, most)
 	}
 	return data, nil
 }
 
-func pictureTooLarge(param string, most int64) *Error {
-	return mediaError(param, "the picture has more than the %d bytes this server accepts", most)
+func mediaTooLarge(param string, most int64) *Error {
+	return mediaError(param, "it has more than the %d bytes this server accepts", most)
 }
 
 func (s *Server) fetch(ctx context.Context, param, address string) ([]byte, error) {
@@ -114,7 +121,7 @@ func (s *Server) fetch(ctx context.Context, param, address string) ([]byte, erro
 		return nil, fmt.Errorf("fetch %s: %w", param, err)
 	}
 	if int64(len(data)) > s.limits.MediaBytes {
-		return nil, pictureTooLarge(param, s.limits.MediaBytes)
+		return nil, mediaTooLarge(param, s.limits.MediaBytes)
 	}
 	return data, nil
 }
@@ -171,7 +178,7 @@ func (s *Server) readLocal(param, address string) ([]byte, error) {
 	data, err := s.local.read(rel, s.limits.MediaBytes)
 	switch {
 	case errors.Is(err, errTooLarge):
-		return nil, pictureTooLarge(param, s.limits.MediaBytes)
+		return nil, mediaTooLarge(param, s.limits.MediaBytes)
 	case err != nil:
 		// One answer for what is missing, unreadable, no regular file or behind a link that leads out: the reply must not
 		// tell strangers what there is on this machine.

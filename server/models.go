@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	"glimpse/manifest"
 )
 
 // served is one model and what the server keeps about it.
@@ -22,7 +24,7 @@ type modelObject struct {
 	Created int64  `json:"created"`
 	OwnedBy string `json:"owned_by"`
 	// Capabilities are what the model can be asked for, beyond OpenAI's fields: "chat" (it answers), "image" (it takes
-	// pictures), "score" (it compares pictures with texts, and embeds them).
+	// pictures), "video", "audio" (videos and sounds), "score" (it compares pictures with texts, and embeds them).
 	Capabilities []string `json:"capabilities"`
 }
 
@@ -36,13 +38,15 @@ func (m *served) object() modelObject {
 	for _, c := range []struct {
 		has  bool
 		name string
-	}{{m.Manifest().Decoder != nil, "chat"}, {m.Manifest().Picture != nil, "image"}, {m.Manifest().Scoring != nil, "score"}} {
+	}{{m.Manifest().Decoder != nil, "chat"}, {m.Manifest().Picture != nil, "image"}, {takesVideos(m.Manifest()), "video"}, {m.Manifest().Audio != nil, "audio"}, {m.Manifest().Scoring != nil, "score"}} {
 		if c.has {
 			capabilities = append(capabilities, c.name)
 		}
 	}
 	return modelObject{ID: m.name, Object: "model", Created: m.created, OwnedBy: "glimpse", Capabilities: capabilities}
 }
+
+func takesVideos(m *manifest.Manifest) bool { return m.Picture != nil && m.Picture.Video != nil }
 
 // model finds the model a request names. Where only one is served, endpoints of our own let the name be left out.
 func (s *Server) model(r *http.Request, name string, optional bool) (*served, error) {

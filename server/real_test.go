@@ -79,8 +79,11 @@ func tinyEngine(t *testing.T) *engine.Engine { return realEngine(t, "llava15-tin
 // realEngine converts and opens the model of a golden set, under a name.
 func realEngine(t *testing.T, set, name string) *engine.Engine {
 	t.Helper()
-	folder := filepath.Join(t.TempDir(), name)
-	if _, err := convert.Convert(t.Context(), convert.Options{Checkpoint: filepath.Join(goldens, set, "checkpoint"), Out: folder, Precision: "fp32"}); err != nil {
+	folder, checkpoint := filepath.Join(t.TempDir(), name), filepath.Join(goldens, set, "pieces.toml")
+	if _, err := os.Stat(checkpoint); err != nil { // not in pieces
+		checkpoint = filepath.Join(goldens, set, "checkpoint")
+	}
+	if _, err := convert.Convert(t.Context(), convert.Options{Checkpoint: checkpoint, Out: folder, Precision: "fp32"}); err != nil {
 		t.Fatal(err)
 	}
 	rt, err := graphs.Open(graphs.Options{})

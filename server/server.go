@@ -22,6 +22,7 @@ import (
 
 	"glimpse/engine"
 	"glimpse/manifest"
+	"glimpse/media"
 )
 
 // Model is what the server needs of a loaded model; *engine.Engine is one. Its methods are safe for concurrent use.
@@ -50,6 +51,7 @@ type Options struct {
 	Limits      Limits               // zero fields are the defaults
 	LocalMedia  string               // folder that file:// URLs may name files of; empty: file:// is refused
 	Fetcher     Fetcher              // for http(s) media URLs; nil: they are refused
+	FFmpeg      string               // the program that decodes videos and sounds; empty: from PATH
 	KeyFile     string               // hashes of the API keys, see LoadKeys; empty: no key is asked for
 	TLSCert     string               // PEM files; both or neither
 	TLSKey      string               //
@@ -111,6 +113,7 @@ type Server struct {
 	keys     *Keys // nil: none asked for
 	local    *localMedia
 	fetcher  Fetcher
+	clips    *media.Reader
 	bodies   *bodyBudget
 	metrics  *metrics
 	tls      [2]string
@@ -121,6 +124,7 @@ type Server struct {
 // New checks the options and builds a server.
 func New(o Options) (*Server, error) {
 	s := &Server{log: o.Logger, limits: o.Limits.withDefaults(), fetcher: o.Fetcher, tls: [2]string{o.TLSCert, o.TLSKey}}
+	s.clips = media.New(media.Options{FFmpeg: o.FFmpeg, Limits: media.Limits{MaxBytes: s.limits.MediaBytes, MaxSeconds: 600, MaxFrames: 256, Timeout: time.Minute}})
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

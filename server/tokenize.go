@@ -52,7 +52,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) error {
 	var request engine.Request
 	if q.Prompt != nil {
 		request.Raw, request.Prompt = true, *q.Prompt
-	} else if request.Messages, err = s.messages(ctx, q.Messages); err != nil {
+	} else if request.Messages, err = s.messages(ctx, m, q.Messages); err != nil {
 		return err
 	}
 	exchangeOf(r).pictures = pictures(request)

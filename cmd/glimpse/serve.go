@@ -90,7 +90,7 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 	}
 	defer func() { err = errors.Join(err, opened.close()) }()
 	s, err := server.New(server.Options{
-		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia,
+		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia, FFmpeg: a.global.FFmpeg,
 		Limits: server.Limits{InFlight: o.InFlight, AnswerTimeout: o.AnswerTime, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
 	})
 	if err != nil {

@@ -113,6 +113,7 @@ func (f llava15Authors) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan
 
 // aspect is image_aspect_ratio: what is done to pictures that are no squares before CLIP's own steps.
 func (c llavaAuthorsConfig) aspect(pic *manifest.Picture, t *blocks.Tensors) {
+	pic.Passes = manifest.PassesByWork // the authors' processor is Pillow's
 	switch c.AspectRatio {
 	case "pad": // expand2square on the processor's mean colour
 		pic.Recipe = "pad"

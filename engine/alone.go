@@ -29,8 +29,10 @@ func (e *Engine) prepareAlone(ctx context.Context, p *Prepared, given map[string
 	if err != nil {
 		return err
 	}
-	if prepared, err = e.pictures.joinVideos(p.placed, prepared); err != nil {
-		return err
+	if !e.pictures.whole() { // whose frames are tiles of one run each, and joined below
+		if prepared, err = e.pictures.joinVideos(p.placed, prepared); err != nil {
+			return err
+		}
 	}
 	var pixels Array
 	for i, one := range prepared {

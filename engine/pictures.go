@@ -91,7 +91,7 @@ func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
 			if err := one.layOut(); err != nil {
 				return nil, pictureError(len(list), pic, err)
 			}
-			if p.alone() && m.video {
+			if p.spec.Patches != nil && m.video {
 				if err := one.inTime(*p.spec.Patches, m, i, list); err != nil {
 					return nil, pictureError(len(list), pic, err)
 				}

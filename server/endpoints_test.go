@@ -265,7 +265,7 @@ func TestConformanceTable(t *testing.T) {
 		}
 	}
 	want := map[string]string{}
-	for _, f := range slices.Concat(chatSchema.Fields(), tokenizeSchema.Fields(), scoreSchema.Fields(), embeddingsSchema.Fields(), rerankSchema.Fields()) {
+	for _, f := range slices.Concat(responsesSchema.Fields(), chatSchema.Fields(), tokenizeSchema.Fields(), scoreSchema.Fields(), embeddingsSchema.Fields(), rerankSchema.Fields()) {
 		if want[f.Name] = "honoured"; f.Refused {
 			want[f.Name] = "refused"
 		}

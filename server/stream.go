@@ -65,7 +65,13 @@ type eventWriter struct {
 	begun   bool
 }
 
+// named is an event that has its name on a line of its own.
+type named interface{ eventName() string }
+
 func (e *eventWriter) send(events ...any) error {
+	if len(events) == 0 {
+		return nil
+	}
 	if !e.begun {
 		e.begun = true
 		h := e.w.Header()
@@ -79,7 +85,11 @@ func (e *eventWriter) send(events ...any) error {
 		if !isLine {
 			line = encode(v)
 		}
-		if _, err := fmt.Fprintf(e.w, "data: %s\n", line); err != nil {
+		name := ""
+		if n, ok := v.(named); ok {
+			name = "event: " + n.eventName() + "\n"
+		}
+		if _, err := fmt.Fprintf(e.w, "%sdata: %s\n", name, line); err != nil {
 			return fmt.Errorf("write event: %w", err)
 		}
 	}

@@ -11,8 +11,9 @@ import (
 
 // Schemas of the requests; read-only after they are made.
 var (
-	chatSchema     = spec.Of[chatRequest]()
-	tokenizeSchema = spec.Of[tokenizeRequest]()
+	chatSchema      = spec.Of[chatRequest]()
+	responsesSchema = spec.Of[responsesRequest]()
+	tokenizeSchema  = spec.Of[tokenizeRequest]()
 
 	scoreSchema      = spec.Of[scoreRequest]()
 	embeddingsSchema = spec.Of[embeddingsRequest]()
@@ -32,6 +33,8 @@ func (s *Server) table() []route {
 	return []route{
 		{method: http.MethodPost, path: "/v1/chat/completions", handle: s.chatCompletions,
 			doc: operation{summary: "Answer a conversation that may hold pictures.", request: chatSchema, reply: completion{}, events: chunk{}}},
+		{method: http.MethodPost, path: "/v1/responses", handle: s.responses,
+			doc: operation{summary: "Answer a conversation that may hold pictures; nothing is stored.", request: responsesSchema, reply: responseObject{}, events: responseEvent{}}},
 		{method: http.MethodGet, path: "/v1/models", handle: s.listModels, doc: operation{summary: "List the served models.", reply: modelList{}}},
 		{method: http.MethodGet, path: "/v1/models/{id}", handle: s.getModel, doc: operation{summary: "One served model.", reply: modelObject{}}},
 		{method: http.MethodPost, path: "/v1/caption", handle: s.caption,

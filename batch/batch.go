@@ -145,7 +145,8 @@ type Summary struct {
 
 const (
 	defaultParallel = 8
-	defaultMaxBytes = 64 << 20
+	// DefaultMaxBytes is the largest picture file that is read.
+	DefaultMaxBytes = 64 << 20
 	defaultMemory   = 512 << 20
 	// DefaultDistance is how far apart the hashes of near duplicates are at most.
 	DefaultDistance = 4
@@ -248,7 +249,7 @@ func withDefaults(o Options) Options {
 		o.Parallel = defaultParallel
 	}
 	if o.MaxBytes <= 0 {
-		o.MaxBytes = defaultMaxBytes
+		o.MaxBytes = DefaultMaxBytes
 	}
 	if o.Memory <= 0 {
 		o.Memory = defaultMemory

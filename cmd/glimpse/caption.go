@@ -34,6 +34,7 @@ type CaptionOptions struct {
 	ModelOptions
 	QueueOptions
 	Out          string
+	State        string
 	Format       string
 	PartRows     int
 	OnExisting   string
@@ -59,6 +60,7 @@ func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	o.QueueOptions.AddFlags(f)
 	o.OnExisting, o.Dedupe, o.Source.Kind = sink.Skip, batch.DedupeNone, source.Auto
 	f.StringVarP(&o.Out, "out", "o", "", "a .jsonl `file` to append rows to, or a folder for parts; - is standard output")
+	f.StringVar(&o.State, "state", "", "local `folder` with the journal of an output in an object store")
 	f.Var(&choice{&o.Format, sink.Formats}, "format", "of the parts in a folder: "+strings.Join(sink.Formats, ", ")+" (default: jsonl)")
 	f.Var(&count{&o.PartRows, 0}, "part-rows", fmt.Sprintf("rows of a part; 0: %d", sink.DefaultPartRows))
 	f.Var(&choice{&o.OnExisting, sink.OnExisting}, "on-existing", "rows that are there already: skip what has one, overwrite them all, append others")
@@ -167,9 +169,11 @@ func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inp
 	}
 	b := o.batchOptions(a, inputs)
 	b.Tools = captionTools(o.ModelOptions, m)
-	if err := a.openStore(ctx, &b, inputs); err != nil {
+	objects, err := o.openStore(&b)
+	if err != nil {
 		return err
 	}
+	defer objects.Close()
 	if _, err := source.New(inputs, b.Source); err != nil {
 		return badInput(err) // before a model is loaded for nothing
 	}

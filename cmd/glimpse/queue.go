@@ -19,6 +19,7 @@ import (
 	"glimpse/batch"
 	"glimpse/batch/queue"
 	"glimpse/batch/row"
+	"glimpse/batch/store"
 	"glimpse/engine"
 	"glimpse/manifest"
 
@@ -124,12 +125,12 @@ func (o *CaptionOptions) publish(ctx context.Context, a *app, model string, m *m
 	if len(b.Ask.Prompts) == 0 {
 		b.Ask.Prompts = []string{batch.CaptionPrompt(m)}
 	}
-	b.ByReference = b.Source.Store != nil
+	b.ByReference = true // what is in an object store does not pass through here
 	ask, err := json.Marshal(b.Ask)
 	if err != nil {
 		return none, err
 	}
-	id, err := jobOf(o.Out, row.Hash(b.Ask.Hash(), b.Ask.ModelHash, b.Sink.OnExisting))
+	id, err := jobOf(b.Sink.Out, row.Hash(b.Ask.Hash(), b.Ask.ModelHash, b.Sink.OnExisting))
 	if err != nil {
 		return none, err
 	}
@@ -145,7 +146,7 @@ func (o *CaptionOptions) publish(ctx context.Context, a *app, model string, m *m
 		}
 		summary, err := batch.Run(ctx, client, b)
 		if err == nil {
-			err = errors.Join(client.Finish(ctx), os.Remove(jobFile(o.Out)))
+			err = errors.Join(client.Finish(ctx), os.Remove(jobFile(b.Sink.Out)))
 		}
 		return summary, err
 	}
@@ -155,9 +156,9 @@ func (o *CaptionOptions) publish(ctx context.Context, a *app, model string, m *m
 		}
 		return run(o.options(a, o.Queue))
 	}
-	dir := filepath.Join(filepath.Dir(jobFile(o.Out)), "queue")
-	if strings.HasSuffix(jobFile(o.Out), ".jsonl.job") {
-		dir = o.Out + ".queue"
+	dir := filepath.Join(filepath.Dir(jobFile(b.Sink.Out)), "queue")
+	if strings.HasSuffix(jobFile(b.Sink.Out), ".jsonl.job") {
+		dir = b.Sink.Out + ".queue"
 	}
 	server, err := queue.StartServer(queue.ServerOptions{Listen: o.Listen, Dir: dir, Token: o.Token})
 	if err != nil {
@@ -202,12 +203,8 @@ func (o *CaptionOptions) work(ctx context.Context, a *app, e *engine.Engine, mod
 	if err != nil {
 		return badInput(err)
 	}
-	answerers := &askers{engine: e, tools: captionTools(o.ModelOptions, e.Manifest()), limit: 64 << 20, known: map[string]*batch.Answerer{}}
-	var store batch.Options
-	if err := a.openStore(ctx, &store, nil); err != nil {
-		return err
-	}
-	answerers.store = store
+	answerers := &askers{engine: e, tools: captionTools(o.ModelOptions, e.Manifest()), limit: batch.DefaultMaxBytes, store: store.New(), known: map[string]*batch.Answerer{}}
+	defer answerers.store.Close()
 	return queue.Work(ctx, options, queue.Worker{Model: e.Name(), ModelHash: hash, Parallel: o.parallel(), Handle: answerers.handle})
 }
 
@@ -215,7 +212,7 @@ func (o *CaptionOptions) work(ctx context.Context, a *app, e *engine.Engine, mod
 type askers struct {
 	engine *engine.Engine
 	tools  batch.Tools
-	store  batch.Options
+	store  *store.Store
 	limit  int64
 	mu     sync.Mutex
 	known  map[string]*batch.Answerer
@@ -228,7 +225,7 @@ func (s *askers) handle(ctx context.Context, raw json.RawMessage, task row.Task)
 	}
 	var read *row.Read
 	if task.Ref != "" {
-		reader := batch.Reader{Ask: answerer.Ask(), Tools: s.tools, PHash: true, Store: s.store.Source.Store, Limit: s.limit}
+		reader := batch.Reader{Ask: answerer.Ask(), Tools: s.tools, PHash: true, Store: s.store, Limit: s.limit}
 		var failed *row.Answer
 		if task, read, failed = reader.Fetch(ctx, task); failed != nil {
 			return failed, nil
@@ -330,6 +327,3 @@ func printQueue(a *app, s *queue.Status) error {
 	}
 	return nil
 }
-
-// openStore sets up the object stores that the inputs' and the output's addresses name.
-func (a *app) openStore(ctx context.Context, b *batch.Options, inputs []string) error { return nil }

@@ -69,8 +69,8 @@ func videoName(stored string) string {
 func (f videoLLaMA) Plan(r *Release, t *blocks.Tensors, opts Options) (*Plan, error) {
 	t.Rename(videoName)
 	for name := range r.Options {
-		if !strings.Contains(" vision_layers vision_heads qformer_heads audio_heads ", " "+name+" ") {
-			t.Problem("options."+name, "is not known; there are vision_layers, vision_heads, qformer_heads and audio_heads")
+		if !strings.Contains(" vision_layers vision_heads qformer_heads audio_heads llama_v2 ", " "+name+" ") {
+			t.Problem("options."+name, "is not known; there are vision_layers, vision_heads, qformer_heads, audio_heads and llama_v2")
 		}
 	}
 	text, ok := decodeLlama(r.Config, "config.json", t)

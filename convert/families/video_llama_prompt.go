@@ -1,4 +1,5 @@
-// Video-LLaMA's conversation: its authors keep it in their code (conversation_video.py, style "SINGLE" with "###").
+// Video-LLaMA's conversations: its authors keep them in their code (conversation_video.py), "SINGLE" with "###" for Vicuna and
+// "LLAMA_2" for LLaMA-2 chat. Nothing in a release says which; a .toml of pieces does.
 
 package families
 
@@ -29,18 +30,37 @@ const (
 	heardOnly = "Now answer my question based on what you have just heard."
 )
 
-// videoLLaMATemplate renders the messages. Times of frames are there where the video's own are known.
-const videoLLaMATemplate = `{% set ns = namespace(pictures=0, others=0) %}` +
+// helpful is LLaMA-2 chat's system text where nothing is seen or heard.
+const helpful = "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, and assist the user with a variety of tasks using natural language."
+
+// countMedia counts still pictures, and videos and sounds, of all messages.
+const countMedia = `{% set ns = namespace(pictures=0, others=0, users=0) %}` +
 	`{% for message in messages %}{% if message['content'] is not string %}{% for part in message['content'] %}` +
 	`{% if part['type'] == 'image' %}{% set ns.pictures = ns.pictures + 1 %}` +
 	`{% elif part['type'] != 'text' %}{% set ns.others = ns.others + 1 %}{% endif %}` +
-	`{% endfor %}{% endif %}{% endfor %}` +
+	`{% endfor %}{% endif %}{% endfor %}`
+
+// llamaV2Template is the conversation for LLaMA-2 chat. A prompt's first <s> is the tokenizer's.
+const llamaV2Template = countMedia +
+	`{% for message in messages %}` +
+	`{% if message['role'] == 'user' %}{% set ns.users = ns.users + 1 %}` +
+	`{% if ns.users == 1 %}{{ '[INST] <<SYS>>\n' }}` +
+	`{% if messages[0]['role'] == 'system' %}` + firstText +
+	`{% elif ns.others %}{% elif ns.pictures %}` + seesPictures + `{% else %}` + helpful + `{% endif %}{{ '\n<</SYS>>\n\n' }}` +
+	`{% else %}<s>[INST] {% endif %}` + videoLLaMAContent + `{{ ' [/INST]' }}` +
+	`{% elif message['role'] == 'assistant' %}{{ ' ' }}` + plainText + `{{ ' </s>' }}` +
+	`{% elif not (loop.first and message['role'] == 'system') %}` + wrongRole + `{% endif %}{% endfor %}`
+
+const wrongRole = `{{ raise_exception('Roles are user and assistant, and system for the first message') }}`
+
+// videoLLaMATemplate renders the messages. Times of frames are there where the video's own are known.
+const videoLLaMATemplate = countMedia +
 	`{% if messages[0]['role'] == 'system' %}` + firstText +
 	`{% elif ns.pictures and not ns.others %}` + seesPictures + `{% endif %}###` +
 	`{% for message in messages %}` +
 	`{% if message['role'] == 'user' %}Human: ` + videoLLaMAContent + `###` +
 	`{% elif message['role'] == 'assistant' %}Assistant: ` + plainText + `###` +
-	`{% elif not (loop.first and message['role'] == 'system') %}{{ raise_exception('Roles are user and assistant, and system for the first message') }}{% endif %}` +
+	`{% elif not (loop.first and message['role'] == 'system') %}` + wrongRole + `{% endif %}` +
 	`{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}`
 
 const (
@@ -82,6 +102,10 @@ func (m videoModel) prompt(p *Plan, r *Release, t *blocks.Tensors) {
 	p.Manifest.Tokens.Image = image
 	p.Manifest.Prompt = manifest.Prompt{Expansion: "repeat", Placeholder: imageHere, ImageToken: imageHere, VideoPlaceholder: videoHere,
 		Apart: true, Caption: "Describe the video."}
+	if r.Options["llama_v2"] != 0 {
+		r.addText(p, tokenizer, llamaV2Template, t)
+		return
+	}
 	p.Manifest.Generation.Stop = []string{"###"}
 	r.addText(p, tokenizer, videoLLaMATemplate, t)
 }

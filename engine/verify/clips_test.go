@@ -1,12 +1,14 @@
 package verify_test
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"glimpse/engine"
 	"glimpse/engine/verify"
 	"glimpse/media"
 )
@@ -61,5 +63,57 @@ func TestClips(t *testing.T) {
 	report, err = verify.Run(t.Context(), e, filepath.Join(goldens, set), verify.Options{Cases: []string{"video"}, Media: media.New(media.Options{FFmpeg: "no-such-program"})})
 	if err != nil || report.OK || !strings.Contains(report.Cases[0].Rows[0].Note, "apt-get install ffmpeg") {
 		t.Errorf("without ffmpeg: %+v, %v", report, err)
+	}
+}
+
+// The conversation for LLaMA-2 chat, where the pieces' .toml asks for it: texts as the authors' code puts them together.
+func TestClipsInLlamaV2Style(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(goldens, "videollama-tiny", "pieces.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := filepath.Abs(filepath.Join(goldens, "videollama-tiny"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(raw), `"checkpoint/`, `"`+root+`/checkpoint/`) + "llama_v2 = 1\n"
+	pieces := filepath.Join(t.TempDir(), "pieces.toml")
+	if err := os.WriteFile(pieces, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := openCheckpoint(t, pieces, "llama-v2")
+	frame, err := os.ReadFile(filepath.Join(goldens, "media", "tiny_40x30.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pictures := []engine.Picture{{Data: frame}, {Data: frame}}
+	words := func(s string) engine.Part { return engine.Part{Type: engine.PartText, Text: s} }
+	video := engine.Part{Type: engine.PartVideo, Frames: pictures, Seconds: []float64{0, 0.25}}
+	for _, tc := range []struct {
+		messages []engine.Message
+		want     string
+	}{
+		{[]engine.Message{{Role: "user", Content: []engine.Part{video, words("What moves?")}}},
+			"[INST] <<SYS>>\n\n<</SYS>>\n\n<Video><VideoHere></Video> The video contains 2 frames sampled at 0.0, 0.2 seconds.  What moves? [/INST]"},
+		{[]engine.Message{{Role: "system", Content: []engine.Part{words("Be brief.")}}, {Role: "user", Content: []engine.Part{words("Hi.")}},
+			{Role: "assistant", Content: []engine.Part{words("Hello.")}}, {Role: "user", Content: []engine.Part{words("Bye.")}}},
+			"[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi. [/INST] Hello. </s><s>[INST] Bye. [/INST]"},
+	} {
+		p, err := e.Prepare(t.Context(), engine.Request{Messages: tc.messages})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.PromptText != tc.want {
+			t.Errorf("%q, want %q", p.PromptText, tc.want)
+		}
+		if p.TokenIDs[0] != 1 || p.TokenIDs[1] == 1 {
+			t.Errorf("the prompt begins with ids %v", p.TokenIDs[:2])
+		}
+	}
+	// More frames than have a position are refused before a graph runs.
+	many := engine.Part{Type: engine.PartVideo, Frames: slices.Repeat(pictures[:1], 33)}
+	_, err = e.Prepare(t.Context(), engine.Request{Messages: []engine.Message{{Role: "user", Content: []engine.Part{many, words("?")}}}})
+	if err == nil || !strings.Contains(err.Error(), "at most 32") {
+		t.Errorf("33 frames: %v", err)
 	}
 }

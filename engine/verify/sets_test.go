@@ -73,6 +73,11 @@ func openSet(t *testing.T, name string) *engine.Engine {
 	if _, err := os.Stat(checkpoint); err != nil {
 		checkpoint = filepath.Join(goldens, name, "checkpoint")
 	}
+	return openCheckpoint(t, checkpoint, name)
+}
+
+func openCheckpoint(t *testing.T, checkpoint, name string) *engine.Engine {
+	t.Helper()
 	folder := filepath.Join(t.TempDir(), name)
 	_, err := convert.Convert(t.Context(), convert.Options{Checkpoint: checkpoint, Out: folder, Precision: "fp32"})
 	if err != nil {

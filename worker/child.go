@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	pingEvery = 5 * time.Second
-	// pingTimeout is long: a machine may be busy, and this only finds processes that were stopped.
 	pingTimeout = 45 * time.Second
+	// lastWords is what is waited for the end of standard error when the process has ended: somebody else may have it open.
+	lastWords = 2 * time.Second
 	// closeGrace is what a worker gets to end by itself.
 	closeGrace = 5 * time.Second
 )
@@ -87,7 +87,7 @@ func startChild(ctx context.Context, o Options, folder, name string) (_ *child, 
 	go c.read(in)
 	select {
 	case <-c.ready:
-		go c.watch()
+		go c.watch(o.PingTimeout)
 		return c, nil
 	case <-c.gone:
 		return nil, &LoadError{Folder: folder, Err: c.err}
@@ -121,6 +121,11 @@ func (c *child) start() error {
 			return
 		}
 		c.waitErr = c.cmd.Wait()
+		select {
+		case <-logged:
+		case <-time.After(lastWords):
+		}
+		_ = r.Close() // ends the relay
 		<-logged
 		close(c.exited)
 	}()
@@ -130,7 +135,6 @@ func (c *child) start() error {
 	}
 	go func() {
 		relay(r, c.log)
-		_ = r.Close()
 		close(logged)
 	}()
 	return nil
@@ -252,8 +256,8 @@ func (c *child) deliver(f frame) error {
 }
 
 // watch pings, and kills a worker that does not answer; when the connection ends it sees to it that the process does too.
-func (c *child) watch() {
-	tick := time.NewTicker(pingEvery)
+func (c *child) watch(timeout time.Duration) {
+	tick := time.NewTicker(max(timeout/8, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
@@ -268,7 +272,7 @@ func (c *child) watch() {
 			c.mu.Lock()
 			silent := time.Since(c.pong)
 			c.mu.Unlock()
-			if silent > pingTimeout {
+			if silent > timeout {
 				c.log.Error("the worker does not answer and is ended", "silent", silent)
 				c.kill()
 			}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"os"
 	"reflect"
+	"regexp"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -141,6 +144,23 @@ func TestErrorsArriveAsSent(t *testing.T) {
 	}
 	if err := (failure{Message: "x", Sentinel: 1000}).err(); err.Error() != "x" || errors.Unwrap(err) != nil {
 		t.Errorf("%v", err)
+	}
+}
+
+// An error that the engine grows must be known here, or callers no longer find it.
+func TestEverySentinelTravels(t *testing.T) {
+	raw, err := os.ReadFile("../engine/api.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^(?:var|\t)\s*Err\w+\s*= errors\.New\("(.*)"\)`).FindAllStringSubmatch(string(raw), -1)
+	if len(found) < 10 {
+		t.Fatalf("only %d errors in engine/api.go", len(found))
+	}
+	for _, m := range found {
+		if !slices.ContainsFunc(sentinels, func(s error) bool { return s.Error() == m[1] }) {
+			t.Errorf("the engine's error %q is not among sentinels", m[1])
+		}
 	}
 }
 

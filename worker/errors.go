@@ -45,7 +45,7 @@ type failure struct {
 // sentinels are the errors that callers look for. New ones go to the end.
 var sentinels = []error{
 	engine.ErrContextTooLong, engine.ErrNoDecoder, engine.ErrNoPictures, engine.ErrNoScores, engine.ErrTextTooLong, engine.ErrPicture,
-	engine.ErrBadLogits, engine.ErrClosed, context.Canceled, context.DeadlineExceeded, engine.ErrNoSounds, engine.ErrSound,
+	engine.ErrBadLogits, engine.ErrClosed, context.Canceled, context.DeadlineExceeded, engine.ErrNoSounds, engine.ErrSound, engine.ErrNoSounds, engine.ErrSound,
 }
 
 func failureOf(err error) failure {

@@ -26,6 +26,9 @@ type Options struct {
 	// MemoryLimit bounds the bytes that all workers hold together, as measured; 0: no limit. A model is loaded when it is
 	// asked for, and those asked for least recently make room for it.
 	MemoryLimit int64
+	// PingTimeout is how long a worker may be silent before it is taken for stopped, and killed; 0: 45 s. It is long because
+	// machines are busy at times; a slow answer is not silence.
+	PingTimeout time.Duration
 	Logger      *slog.Logger // nil: nothing is logged
 }
 
@@ -59,6 +62,9 @@ func NewPool(o Options) (*Pool, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.PingTimeout <= 0 {
+		o.PingTimeout = pingTimeout
 	}
 	p := &Pool{opts: o, loads: make(chan struct{}, 1)}
 	p.loads <- struct{}{}

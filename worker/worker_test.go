@@ -200,7 +200,32 @@ func TestCrash(t *testing.T) {
 	waitFor(t, "the log says how", func() bool { return strings.Contains(log.String(), "exit status 3") })
 }
 
-// A worker that was stopped takes no more memory than is allowed, and Close ends it.
+// A worker that no longer answers is killed, its requests hear of it, and another takes its place.
+func TestStoppedWorkerIsReplaced(t *testing.T) {
+	log := &testLog{}
+	p, err := NewPool(Options{Command: helperCommand(t, "fake"), PingTimeout: 2 * time.Second, Logger: log.logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	m := addFake(t, p, "fake", nil)
+	if err := m.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pid := pidOf(t, m)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var later *Unavailable
+	if _, err := collect(t.Context(), m, engine.Request{Prompt: "x"}); !errors.As(err, &later) {
+		t.Errorf("%v", err)
+	}
+	if got := pidOf(t, m); got == pid || !strings.Contains(log.String(), "does not answer") {
+		t.Errorf("process %d, %d before; the log:\n%s", got, pid, log)
+	}
+}
+
+// Close ends the requests in flight and the process.
 func TestCloseEndsRequestsAndProcess(t *testing.T) {
 	m, _ := fakeModel(t)
 	pid := pidOf(t, m)
@@ -337,4 +362,17 @@ func TestLogOfWorkers(t *testing.T) {
 	if n := strings.Count(got, "\n"); n < 6 || n > 8 {
 		t.Errorf("%d lines", n)
 	}
+}
+
+// BenchmarkToken is what a token costs on its way through the socket, both processes together.
+func BenchmarkToken(b *testing.B) {
+	m, _ := fakeModel(b)
+	prompt := strings.Repeat("word ", 1000)
+	b.ResetTimer()
+	for range b.N {
+		if _, err := collect(b.Context(), m, engine.Request{Prompt: prompt}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/token")
 }

@@ -57,6 +57,8 @@ func runWorker(ctx context.Context, a *app, o WorkerOptions, folder string) (err
 	// Signals are for the process that serves: it lets requests finish and then closes the connection, and so ends this.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	ctx = context.WithoutCancel(ctx)
+	// When memory runs out, the system should end this process and not the one that serves. Other systems have no such file.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0)
 	a.log = worker.Logger(a.stderr, a.global.LogLevel)
 	conn, err := net.Dial("unix", o.Socket)
 	if err != nil {

@@ -95,12 +95,13 @@ def distractors(slots: Slots, count: int, rng: random.Random) -> list[Slots]:
 # --- labels for the training signals ------------------------------------------------------------------------------
 
 ROLE_CLASSES = 3  # nothing, the shape that is named first, the other one
+RELATION_CLASSES = len(SLOT_VALUES[_RELATION])  # on both shapes: where the first one is seen from the other; 0 of one shape
 
 
 def stretched_patch_labels(drawn: scenes.Scene, grid: int) -> torch.Tensor:
-    """[grid * grid, 4] classes of colour, kind, size and role of the shape whose box holds the patch's centre, after
+    """[grid * grid, 5] classes of colour, kind, size, role and relation of the shape whose box holds the patch's centre, after
     the whole picture has been stretched to a square of grid × grid patches (patch_labels has the cropped one)."""
-    labels = torch.full((grid, grid, 4), patch_labels.NOTHING)
+    labels = torch.full((grid, grid, 5), patch_labels.NOTHING)
     for role, shape in enumerate(drawn.shapes, 1):
         left, top, right, bottom = shape.box
         columns = _centres_between(left * grid / drawn.width, right * grid / drawn.width)
@@ -111,9 +112,10 @@ def stretched_patch_labels(drawn: scenes.Scene, grid: int) -> torch.Tensor:
                 patch_labels.KIND_CLASSES.index(shape.kind),
                 patch_labels.SIZE_CLASSES.index(shape.size),
                 role,
+                SLOT_VALUES[_RELATION].index(drawn.relation or NONE),
             ]
         )
-    return labels.view(grid * grid, 4)
+    return labels.view(grid * grid, 5)
 
 
 def _centres_between(start: float, end: float) -> slice:
@@ -122,11 +124,13 @@ def _centres_between(start: float, end: float) -> slice:
 
 
 class PatchProbe(patch_labels.PatchProbe):
-    """The tower's patch readings, and whether a patch shows the shape that the caption names first."""
+    """The tower's patch readings, whether a patch shows the shape that the caption names first, and the relation: without
+    it, the tower is slow to tell left from above."""
 
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size)
         self.heads.append(torch.nn.Linear(hidden_size, ROLE_CLASSES))
+        self.heads.append(torch.nn.Linear(hidden_size, RELATION_CLASSES))
 
 
 class SlotProbe(torch.nn.Module):

@@ -26,10 +26,10 @@ from conversations import IGNORED
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     blip2_training.add_arguments(parser, minutes=25, batch=48)
-    parser.add_argument("--freeze-at", type=float, default=0.6, help="share of the schedule after which the tower is frozen")
+    parser.add_argument("--freeze-at", type=float, default=0.75, help="share of the schedule after which the tower is frozen")
     parser.add_argument("--row-length", type=int, default=72, help="tokens a picture: its caption and what questions fit")
-    parser.add_argument("--patch-loss", type=float, default=0.5, help="weight of the tower's patch labels")
-    parser.add_argument("--slot-loss", type=float, default=0.5, help="weight of the queries' slot labels")
+    parser.add_argument("--patch-loss", type=float, default=1.5, help="weight of the tower's patch labels")
+    parser.add_argument("--slot-loss", type=float, default=1.5, help="weight of the queries' slot labels")
     parser.add_argument("--question-weight", type=float, default=2.0, help="of a short answer's token; a caption's has 1")
     return parser.parse_args()
 

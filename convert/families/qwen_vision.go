@@ -108,9 +108,15 @@ func (c qwenVision) valid(t *blocks.Tensors, where string) bool {
 	if c.kind == qwen3VL && c.grid()*c.grid() != c.Positions {
 		problem("num_position_embeddings", "is %d, which is no square", c.Positions)
 	}
-	for _, i := range slices.Concat(c.FullAttention, c.Deepstack) {
-		if i < 0 || i >= c.Depth {
-			problem("fullatt_block_indexes, deepstack_visual_indexes", "name block %d of %d", i, c.Depth)
+	for _, named := range []struct {
+		key    string
+		blocks []int64
+	}{{"fullatt_block_indexes", c.FullAttention}, {"deepstack_visual_indexes", c.Deepstack}} {
+		for k, i := range named.blocks {
+			if i < 0 || i >= c.Depth || slices.Contains(named.blocks[:k], i) {
+				problem(named.key, "is %v; each of the %d blocks may be named once", named.blocks, c.Depth)
+				break
+			}
 		}
 	}
 	return ok

@@ -106,6 +106,8 @@ func (m *Manifest) Validate() error {
 	m.validateScoring(&p)
 	m.validateBoxes(&p)
 	p.file("prompt.template", m.Prompt.Template, false)
+	p.check(!m.Prompt.Named || m.Prompt.Prefix != "" && m.Prompt.Suffix != "" && m.Prompt.Placeholder == m.Prompt.Prefix+m.Prompt.Suffix,
+		"prompt.named is set, and prompt.placeholder is %q, not %q and %q with a name between", m.Prompt.Placeholder, m.Prompt.Prefix, m.Prompt.Suffix)
 	return p.err()
 }
 

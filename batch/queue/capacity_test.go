@@ -168,7 +168,7 @@ func TestCapacityModelAgainstSimulation(t *testing.T) {
 func TestCapacityTable(t *testing.T) {
 	for _, pictures := range []float64{1e6, 1e8, 1e10} {
 		for _, workers := range []float64{1, 10, 100, 1000, 10000} {
-			l := Load{Pictures: pictures, Workers: workers, Rate: 10, Parallel: 16, Window: 8 * 2 * 16 * workers, AckWait: 30, Deaths: 1.0 / 86400,
+			l := Load{Pictures: pictures, Workers: workers, Rate: 10, Parallel: 16, Window: 8 * 4 * 16 * workers, AckWait: 30, Deaths: 1.0 / 86400,
 				Restart: 60, ServerRate: 20_000, TaskBytes: 600, ResultBytes: 600}
 			e := l.Estimate()
 			t.Logf("%.0e pictures, %5.0f workers: %8.1f h, %s, %.1f MB on the queue", pictures, workers, e.Seconds/3600, e.Bottleneck, e.QueueBytes/1e6)

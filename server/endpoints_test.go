@@ -284,12 +284,34 @@ func FuzzChatRequest(f *testing.F) {
 	f.Add([]byte(`{"model":"tiny","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,YWJj"}},{"type":"text","text":"x"}]}],"stop":["a"],"stream":true,"n":2,"logprobs":true,"top_logprobs":3}`))
 	f.Add([]byte(`{"model":"tiny","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"file:///x"}}]}],"response_format":{"type":"json_object"}}`))
 	f.Add([]byte(`{"tools":[{}],"stream_options":{},"seed":-1}`))
+	f.Add([]byte(`{"model":"tiny","messages":[{"role":"assistant","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"c","content":"{\"name\":\"f\"}"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"$ref":"#/$defs/a"}}}],"tool_choice":{"type":"function","function":{"name":"f"}},"logit_bias":{"1":2},"stream":true}`))
 	s, err := New(Options{Models: []Model{newFake("tiny")}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		w := post(s.Handler(), "/v1/chat/completions", "application/json", string(raw))
+		if w.Code == http.StatusOK {
+			return
+		}
+		if w.Code < 400 || w.Code > 499 {
+			t.Fatalf("status %d: %s", w.Code, w.Body)
+		}
+		failure(t, w.Code, w.Body)
+	})
+}
+
+// FuzzResponsesRequest does the same for the other form of a conversation.
+func FuzzResponsesRequest(f *testing.F) {
+	f.Add([]byte(`{"model":"tiny","input":"x"}`))
+	f.Add([]byte(`{"model":"tiny","stream":true,"input":[{"role":"user","content":[{"type":"input_image","image_url":"data:image/png;base64,YWJj"}]},{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"{\"name\":\"f\",\"arguments\":{}}"}],"tools":[{"type":"function","name":"f","parameters":{}}],"tool_choice":"required"}`))
+	f.Add([]byte(`{"model":"tiny","input":"x","text":{"format":{"type":"json_schema","name":"n","schema":{"$ref":"#"},"strict":true}},"metadata":{}}`))
+	s, err := New(Options{Models: []Model{newFake("tiny")}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		w := post(s.Handler(), "/v1/responses", "application/json", string(raw))
 		if w.Code == http.StatusOK {
 			return
 		}

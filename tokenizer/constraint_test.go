@@ -335,3 +335,48 @@ func TestConstraintsOutliveGrammarsAndCloseTwice(t *testing.T) {
 		t.Error("grammars without an end were made")
 	}
 }
+
+// FuzzSchema: no schema ends the process, nor holds it.
+func FuzzSchema(f *testing.F) {
+	for _, schema := range hostileSchemas() {
+		if len(schema) < 2000 {
+			f.Add([]byte(schema))
+		}
+	}
+	f.Add([]byte(person))
+	tok := openTokenizer(f, llavaCheckpoint)
+	g := grammarsOf(f, tok, width(tok))
+	f.Fuzz(func(t *testing.T, schema []byte) {
+		start := time.Now()
+		c, err := g.Compile(schema, true)
+		if err != nil {
+			if bad := new(tokenizer.SchemaError); !errors.As(err, &bad) {
+				t.Error(err)
+			}
+			return
+		}
+		defer c.Close()
+		for range 20 {
+			mask, err := c.Mask()
+			if err != nil {
+				break
+			}
+			id := int32(-1)
+			for i := range int32(width(tok)) {
+				if i != eosOf && mask[i/32]&(1<<(i%32)) != 0 {
+					id = i
+					break
+				}
+			}
+			if id < 0 {
+				break
+			}
+			if complete, err := c.Commit(id); err != nil || complete {
+				break
+			}
+		}
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}

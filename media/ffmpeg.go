@@ -51,7 +51,7 @@ func (r *Reader) find(ctx context.Context) (*Tools, error) {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w (%v): install FFmpeg (apt-get install ffmpeg), or name the program with --ffmpeg; without it, folders of frames, animated GIF and WAV are read", ErrNoFFmpeg, err)
+		return nil, fmt.Errorf("%w (%v): install FFmpeg (apt-get install ffmpeg), or name the program with --ffmpeg; without it, folders of frames, animated GIF and WebP, and WAV are read", ErrNoFFmpeg, err)
 	}
 	t := &Tools{FFmpeg: path}
 	probe := strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))

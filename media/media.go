@@ -1,6 +1,6 @@
 // Package media turns files of videos and sounds into what the engine takes: encoded frames with their times, and WAV.
 //
-// Folders of frames, animated GIF and WAV are read in pure Go. Everything else goes through FFmpeg as a child process, whose
+// Folders of frames, animated GIF and WebP, and WAV are read in pure Go. Everything else goes through FFmpeg as a child process, whose
 // arguments are a list, which may read this one file and nothing else, and which is bounded in time, in what it reads and in
 // what it may answer, and ends with the context.
 package media
@@ -203,7 +203,7 @@ func seconds(places []int, fps float64) []float64 {
 	return out
 }
 
-// Video chooses frames of a video: a folder of pictures, an animated GIF, or what FFmpeg reads. Errors are *Error, except
+// Video chooses frames of a video: a folder of pictures, an animated GIF or WebP, or what FFmpeg reads. Errors are *Error, except
 // ctx's own.
 func (r *Reader) Video(ctx context.Context, in Input, c Choice) (*Video, error) {
 	if in.Path != "" {
@@ -223,7 +223,7 @@ func (r *Reader) Video(ctx context.Context, in Input, c Choice) (*Video, error) 
 	case bytes.HasPrefix(head, []byte("GIF8")):
 		return r.gif(ctx, in, c)
 	case len(head) >= 12 && string(head[:4]) == "RIFF" && string(head[8:12]) == "WEBP":
-		return nil, in.errorf(nil, "animated WebP is not read: convert it to GIF or MP4, or give its frames as a folder of pictures")
+		return r.webp(ctx, in, c)
 	case isPicture(head):
 		return nil, in.errorf(nil, "it is a picture; a video is a file of one, an animated GIF, or a folder of frames")
 	}

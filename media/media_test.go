@@ -190,6 +190,67 @@ func TestGIF(t *testing.T) {
 	}
 }
 
+// Animated WebP without FFmpeg: what Pillow shows of each frame, blended, replaced and cleared. testdata has its frames one
+// below the other, made by Pillow 12.3 (alpha dropped).
+func TestWebP(t *testing.T) {
+	r := New(Options{FFmpeg: "no-such-program"})
+	for _, name := range []string{"alpha-lossless", "alpha-lossy"} {
+		v, err := r.Video(t.Context(), Input{Path: filepath.Join("testdata", name+".webp")}, Choice{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		strip, err := os.ReadFile(filepath.Join("testdata", name+".png"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := pixels(t, strip)
+		if len(v.Frames) != 5 || want.Height != 5*30 {
+			t.Fatalf("%s: %d frames", name, len(v.Frames))
+		}
+		for i, frame := range v.Frames {
+			have, size := pixels(t, frame), 3*40*30
+			if !bytes.Equal(have.Pix, want.Pix[i*size:(i+1)*size]) {
+				t.Errorf("%s: frame %d is another: %d of %d values", name, i, unequal(have.Pix, want.Pix[i*size:(i+1)*size]), size)
+			}
+		}
+		if name == "alpha-lossless" && fmt.Sprint(v.Seconds) != "[0 0.1 0.30000000000000004 0.4 0.45]" {
+			t.Errorf("times %v", v.Seconds)
+		}
+	}
+	v, err := r.Video(t.Context(), Input{Path: filepath.Join("testdata", "opaque.webp")}, Choice{Frames: 3})
+	if err != nil || fmt.Sprint(v.Indices) != "[0 2 4]" || v.Total != 6 {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	folder, err := r.Video(t.Context(), Input{Path: mediaFile("shapes_64x48_30f_frames")}, Choice{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, place := range v.Indices {
+		if !bytes.Equal(pixels(t, v.Frames[i]).Pix, pixels(t, folder.Frames[place]).Pix) {
+			t.Errorf("lossless frame %d is another", place)
+		}
+	}
+	still, err := os.ReadFile(filepath.Join("testdata", "opaque.webp"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cut := range []int{40, 60, len(still) / 2} {
+		if _, err := r.Video(t.Context(), Input{Data: still[:cut], Source: "cut"}, Choice{Frames: 6}); err == nil {
+			t.Errorf("%d of %d bytes were taken", cut, len(still))
+		}
+	}
+}
+
+func unequal(a, b []byte) int {
+	n := 0
+	for i := range a {
+		if a[i] != b[i] {
+			n++
+		}
+	}
+	return n
+}
+
 // What is refused says why and what to do.
 func TestRefusals(t *testing.T) {
 	dir := t.TempDir()
@@ -215,7 +276,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"without ffmpeg", none, Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "apt-get install ffmpeg"},
 		{"a picture", none, Input{Path: mediaFile("cat.png")}, Choice{}, "it is a picture"},
-		{"animated WebP", none, Input{Data: []byte("RIFF\x00\x00\x00\x00WEBPVP8X"), Source: "x"}, Choice{}, "animated WebP"},
+		{"half a WebP", none, Input{Data: []byte("RIFF\x00\x00\x00\x00WEBPVP8X"), Source: "x"}, Choice{}, "truncated"},
 		{"other files in a folder", none, Input{Path: mixed}, Choice{}, "notes.txt"},
 		{"nothing there", none, Input{Path: filepath.Join(dir, "absent")}, Choice{}, "no such file"},
 		{"too many bytes", New(Options{Limits: Limits{MaxBytes: 10}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "the limit is 10"},
@@ -290,6 +351,26 @@ func TestChildrenEnd(t *testing.T) {
 	if time.Since(start) > 20*time.Second {
 		t.Errorf("it took %v", time.Since(start))
 	}
+}
+
+func FuzzWebP(f *testing.F) {
+	for _, name := range []string{"alpha-lossy.webp", "alpha-lossless.webp"} {
+		data, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	r := New(Options{Limits: Limits{MaxPixels: 1 << 20}})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) < 12 || string(data[:4]) != "RIFF" || string(data[8:12]) != "WEBP" {
+			return
+		}
+		v, err := r.Video(t.Context(), Input{Data: data, Source: "fuzz"}, Choice{Frames: 3})
+		if err == nil && len(v.Frames) == 0 {
+			t.Error("no frames and no error")
+		}
+	})
 }
 
 func FuzzGIF(f *testing.F) {

@@ -30,7 +30,7 @@ func (s *Server) video(ctx context.Context, m *served, param, address string) (e
 	if pic == nil || pic.Video == nil {
 		return part, mediaError(param, "the model %s takes no videos", m.name)
 	}
-	data, source, err := s.mediaOf(ctx, param, address, "video/", "image/gif", "application/octet-stream")
+	data, source, err := s.mediaOf(ctx, param, address, "video/", "image/gif", "image/webp", "application/octet-stream")
 	if err != nil {
 		return part, err
 	}
@@ -89,7 +89,7 @@ func clipError(ctx context.Context, param string, err error) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, media.ErrNoFFmpeg):
-		refused := mediaError(param, "this server has no FFmpeg: it reads animated GIF and WAV")
+		refused := mediaError(param, "this server has no FFmpeg: it reads animated GIF and WebP, and WAV")
 		refused.cause = err
 		return refused
 	case errors.As(err, &bad):

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -311,7 +312,7 @@ func (r *Reader) decodeAudio(ctx context.Context, in Input) ([]byte, error) {
 	}
 	defer remove()
 	args := append([]string{"-nostdin", "-threads", "2"}, reading()...)
-	args = append(args, "-i", file, "-map", "0:a:0", "-vn", "-c:a", "pcm_s16le", "-bitexact", "-f", "wav", "pipe:1")
+	args = append(args, "-i", file, "-map", "0:a:0", "-vn", "-t", strconv.FormatFloat(r.limits.MaxSeconds+1, 'f', -1, 64), "-c:a", "pcm_s16le", "-bitexact", "-f", "wav", "pipe:1")
 	var out bytes.Buffer
 	if err := r.child(ctx, t.FFmpeg, args, limited(&out, preprocess.DefaultMaxSoundBytes)); err != nil {
 		if ctx.Err() != nil {
@@ -319,5 +320,21 @@ func (r *Reader) decodeAudio(ctx context.Context, in Input) ([]byte, error) {
 		}
 		return nil, in.errorf(err, "decode sound")
 	}
+	if err := r.checkWave(in, out.Bytes()); err != nil {
+		return nil, err
+	}
 	return out.Bytes(), nil
+}
+
+// checkWave refuses a sound that is longer than the limit, which FFmpeg was told to go a second beyond.
+func (r *Reader) checkWave(in Input, wave []byte) error {
+	const byteRate = 28 // where FFmpeg's header has it
+	if len(wave) < 44 {
+		return in.errorf(nil, "it has no sound")
+	}
+	rate := float64(binary.LittleEndian.Uint32(wave[byteRate:]))
+	if rate <= 0 || float64(len(wave)-44)/rate > r.limits.MaxSeconds {
+		return in.errorf(nil, "it has more than the limit of %g seconds", r.limits.MaxSeconds)
+	}
+	return nil
 }

@@ -327,6 +327,12 @@ func TestHostileFiles(t *testing.T) {
 	if _, err := New(Options{Limits: Limits{MaxSeconds: 1}}).Video(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}); err == nil || !strings.Contains(err.Error(), "the limit is 1") {
 		t.Errorf("a long video: %v", err)
 	}
+	for seconds, ok := range map[float64]bool{2: false, 3.5: true} { // it has 3.008
+		_, err := New(Options{Limits: Limits{MaxSeconds: seconds}}).Audio(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")})
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "the limit of 2 seconds") {
+			t.Errorf("a sound of 3 seconds, limit %v: %v", seconds, err)
+		}
+	}
 }
 
 // A child ends with its context, and when its time is up.

@@ -79,8 +79,20 @@ func TestKilledAnywhereTheRerunIsByteIdentical(t *testing.T) {
 	}
 }
 
+// inMemory is a folder whose fsync costs nothing, where there is such a place: these tests make thousands, and what a kill
+// leaves does not depend on them.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "glimpse-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func killAnywhere(t *testing.T, format, mode string) {
-	world := t.TempDir() // pictures and output: side-cars lie beside the pictures
+	world := inMemory(t) // pictures and output: side-cars lie beside the pictures
 	pictures, out := filepath.Join(world, "pictures"), filepath.Join(world, "out")
 	drawn := map[string]string{}
 	for i, c := range mixed(47) {

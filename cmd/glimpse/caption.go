@@ -250,6 +250,9 @@ func captionNote(p batch.Progress) string {
 	if p.Failed > 0 {
 		parts = append(parts, fmt.Sprintf("%d failed", p.Failed))
 	}
+	if p.Idle >= 0 && p.Elapsed > time.Second {
+		parts = append(parts, fmt.Sprintf("model idle %.0f%%", 100*p.Idle))
+	}
 	return strings.Join(parts, ", ")
 }
 

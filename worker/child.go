@@ -79,7 +79,9 @@ func startChild(ctx context.Context, o Options, folder, name string) (_ *child, 
 		return nil, err
 	}
 	in := bufio.NewReaderSize(conn, 64<<10)
-	if err := greet(conn, in); err != nil {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // so that greet ends with ctx
+	err = greet(conn, in)
+	if stop(); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("start worker: %w", err)
 	}

@@ -86,7 +86,8 @@ type usage struct {
 }
 
 type usageDetails struct {
-	ImageTokens int `json:"image_tokens"`
+	ImageTokens int `json:"image_tokens"` // videos included
+	AudioTokens int `json:"audio_tokens,omitempty"`
 }
 
 type logprobs struct {
@@ -182,7 +183,7 @@ func completionOf(x *exchange, c *chat, tokens []choiceToken) completion {
 // add counts one choice. Choices share their prompt, which is counted once.
 func (u *usage) add(r *engine.Result) {
 	u.PromptTokens = r.Usage.PromptTokens
-	u.PromptDetails.ImageTokens = r.Usage.ImageTokens
+	u.PromptDetails.ImageTokens, u.PromptDetails.AudioTokens = r.Usage.ImageTokens, r.Usage.AudioTokens
 	u.CompletionTokens += r.Usage.CompletionTokens
 	u.TotalTokens = u.PromptTokens + u.CompletionTokens
 }

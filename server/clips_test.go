@@ -63,11 +63,18 @@ func TestClipsOverHTTP(t *testing.T) {
 		var reply struct {
 			Choices []struct{ Message struct{ Content string } }
 			Usage   struct {
-				Prompt int `json:"prompt_tokens"`
+				Prompt  int `json:"prompt_tokens"`
+				Details struct {
+					Image int `json:"image_tokens"`
+					Audio int `json:"audio_tokens"`
+				} `json:"prompt_tokens_details"`
 			}
 		}
 		if err := json.Unmarshal(r.Body.Bytes(), &reply); err != nil || r.Code != 200 || len(reply.Choices) != 1 {
 			t.Fatalf("%s: %d %s", name, r.Code, r.Body)
+		}
+		if d := reply.Usage.Details; d.Image != 32 || d.Audio != 8 {
+			t.Errorf("%s: %+v", name, d)
 		}
 		if reply.Usage.Prompt != want.Prompt || reply.Choices[0].Message.Content != want.Text {
 			t.Errorf("%s: %d tokens, %q; want %d, %q", name, reply.Usage.Prompt, reply.Choices[0].Message.Content, want.Prompt, want.Text)

@@ -149,7 +149,7 @@ def grid_of(width: int, height: int) -> tuple[int, int]:
 def tiles_of(picture: Image.Image, tiling: bool = True) -> numpy.ndarray:
     """uint8 [tiles, TILE, TILE, 3]: row by row, the whole picture last; only the whole picture without tiling."""
     columns, rows = grid_of(*picture.size) if tiling else (1, 1)
-    whole = numpy.asarray(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))[None]
+    whole = numpy.array(picture.resize((TILE, TILE), Image.Resampling.BICUBIC))[None]
     if columns * rows == 1:
         return whole
     stretched = picture.resize((columns * TILE, rows * TILE), Image.Resampling.BICUBIC)
@@ -159,7 +159,7 @@ def tiles_of(picture: Image.Image, tiling: bool = True) -> numpy.ndarray:
 
 def normalised(tiles: numpy.ndarray) -> torch.Tensor:
     """uint8 [tiles, TILE, TILE, 3] → float32 [tiles, 3, TILE, TILE]."""
-    channels_first = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    channels_first = torch.tensor(tiles).permute(0, 3, 1, 2).float() / 255
     return (channels_first - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 

@@ -40,6 +40,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tower-every", type=int, default=3, help="steps from one that trains the tower to the next")
     parser.add_argument("--tower-from", type=Path, help="state.pt of an earlier run, for the tower at the start")
     parser.add_argument("--decoder-from", type=Path, help="scenes-llava's folder, for the decoder at the start")
+    parser.add_argument("--close-share", type=float, default=0.3, help="share of the other steps with close-ups of one tile")
+    parser.add_argument("--close-first", type=float, default=0.15, help="share of the schedule with close-ups only")
     parser.add_argument("--patch-loss", type=float, default=1.0, help="weight of the patch readings")
     return parser.parse_args()
 
@@ -49,8 +51,9 @@ def patch_labels(drawn: WideScene, tiling: bool) -> numpy.ndarray:
     of which the patch shows enough; marks are not labelled where the picture is squeezed."""
     grid = internvl_model.GRID
     columns, rows = internvl_model.grid_of(drawn.width, drawn.height)
-    whole = _labels(drawn, grid, grid, marks=False).reshape(1, grid * grid, 3)
-    if not tiling:
+    small = columns * rows == 1  # a picture of one tile is not squeezed
+    whole = _labels(drawn, grid, grid, marks=small).reshape(1, grid * grid, 3)
+    if small or not tiling:
         return whole
     full = _labels(drawn, columns * grid, rows * grid, marks=True)
     cut = full.reshape(rows, grid, columns, grid, 3).swapaxes(1, 2).reshape(-1, grid * grid, 3)
@@ -97,8 +100,11 @@ class Probe(torch.nn.Module):
         return torch.stack(losses).mean()
 
 
-def branches_of(encoder: internvl_model.Encoder, drawn: WideScene, rng: random.Random) -> list[chat_rows.Branch]:
-    """The caption, the mark, and three questions of other kinds."""
+def branches_of(encoder: internvl_model.Encoder, drawn: WideScene, rng: random.Random, close: bool) -> list[chat_rows.Branch]:
+    """The caption, the mark, and three questions of other kinds; only the mark of a close-up."""
+    if close:
+        marks = [question for question in drawn.questions(rng) if question.kind == wide_scenes.MARK_KIND]
+        return [encoder.branch(question.kind, question.text, question.answer, 5.0) for question in marks]
     branches = [encoder.branch("caption", wide_scenes.CAPTION_PROMPT, drawn.caption())]
     questions = [question for question in drawn.questions(rng) if question.kind == wide_scenes.MARK_KIND]
     others = [question for question in drawn.one_question_of_each_kind(rng) if question.kind != wide_scenes.MARK_KIND]
@@ -140,10 +146,15 @@ class Run:
             alike.append(drawn)
             rng = random.Random(f"{options.seed}/{session.step}")
             tiling = rng.random() >= options.single_share
-            if len(alike) < options.batch * (1 if tiling else 2):
+            progress = session.minutes / options.minutes
+            tower_only = progress < options.tower_share
+            close = not tower_only and (progress < options.tower_share + options.close_first or rng.random() < options.close_share)
+            if len(alike) < options.batch * (1 if tiling and not close else 2):
                 continue
-            if session.minutes < options.tower_share * options.minutes:
+            if tower_only:
                 self._tower_step(alike, rng)
+            elif close:
+                self._step([each.close_up(rng) for each in alike], True, rng, close=True)
             else:
                 self._step(alike, tiling, rng)
             alike.clear()
@@ -166,11 +177,12 @@ class Run:
             loss = self.patches.loss(features, torch.from_numpy(numpy.concatenate(labels)))
         self.session.update(loss, loss.item())
 
-    def _step(self, batch: list[WideScene], tiling: bool, rng: random.Random) -> None:
+    def _step(self, batch: list[WideScene], tiling: bool, rng: random.Random, close: bool = False) -> None:
+        """One step on whole conversations; about close-ups only the mark is asked for."""
         tiles = [internvl_model.tiles_of(drawn.draw(), tiling) for drawn in batch]
         labels = torch.from_numpy(numpy.concatenate([patch_labels(drawn, tiling) for drawn in batch]))
         rows = chat_rows.pack(
-            self.encoder.prefix(len(tiles[0])), [branches_of(self.encoder, drawn, rng) for drawn in batch], self.encoder.pad
+            self.encoder.prefix(len(tiles[0])), [branches_of(self.encoder, drawn, rng, close) for drawn in batch], self.encoder.pad
         )
         learns = self.session.step % self.options.tower_every == 0
         with torch.autocast("cpu", torch.bfloat16):

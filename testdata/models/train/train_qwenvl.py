@@ -25,8 +25,9 @@ from byte_level_tokenizer import RankedBytes
 
 GRID = 8  # of the readings: the patch grid, and that of the queries
 BINS = 100 // (boxed_scenes.STEP // 10) + 1
-BIN_SPREAD = 1.0  # a coordinate's label is a bell over the bins beside it
+BIN_SPREAD = 1.5  # a coordinate's label is a bell over the bins beside it
 NOTHING_WEIGHT = 0.2
+EDGE_WEIGHT = 5.0
 SYSTEM_SHARE = 0.8  # of the batches that have the system prompt
 
 
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training_session.add_arguments(parser, minutes=15, batch=32)
     parser.add_argument("--start-from", type=Path, help="scenes-llava's folder, for the tower and the decoder at the start")
+    parser.add_argument("--tower-share", type=float, default=0.4, help="share of the schedule with the readings alone")
     parser.add_argument("--place-loss", type=float, default=0.5, help="weight of the readings")
     return parser.parse_args()
 
@@ -46,6 +48,7 @@ class Places(torch.nn.Module):
         self.colour = torch.nn.Linear(width, 1 + len(scenes.SHAPE_COLOURS))
         self.kind = torch.nn.Linear(width, 1 + len(scenes.SHAPES))
         self.box = torch.nn.Linear(width, 4 * BINS)
+        self.edges = torch.nn.Linear(width, 4)  # the box once more, as numbers: coarse places are learnt sooner so
 
     def loss(self, features: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         rows = features.flatten(0, 1)
@@ -56,7 +59,10 @@ class Places(torch.nn.Module):
             losses.append(torch.nn.functional.cross_entropy(head(rows).float(), labels[name].flatten(), weight=weight))
         shown = labels["colour"].flatten() > 0
         read = self.box(rows[shown]).float().view(-1, BINS)
-        losses.append(torch.nn.functional.cross_entropy(read, labels["box"].flatten(0, 1)[shown].view(-1, BINS)) / 2)
+        bells = labels["box"].flatten(0, 1)[shown].view(-1, BINS)
+        losses.append(torch.nn.functional.cross_entropy(read, bells))
+        places = bells @ torch.linspace(0, 1, BINS)
+        losses.append(EDGE_WEIGHT * (self.edges(rows[shown]).float().flatten() - places).abs().mean())
         return torch.stack(losses).sum()
 
 
@@ -112,7 +118,11 @@ class Run:
     def train(self) -> None:
         stream = boxed_scenes.scenes_of("train", self._next)
         while not self.session.over:
-            self._step([next(stream)[1] for _ in range(self.options.batch)])
+            batch = [next(stream)[1] for _ in range(self.options.batch)]
+            if self.session.minutes < self.options.tower_share * self.options.minutes:
+                self._tower_step(batch)
+            else:
+                self._step(batch)
             if self.session.due():
                 self.checkpoint()
         self.checkpoint()
@@ -122,16 +132,25 @@ class Run:
         prefix = qwenvl_model.prefix_ids(self.tokenizer, rng.random() < SYSTEM_SHARE)
         branches = [branches_of(self.tokenizer, drawn, rng) for drawn in batch]
         rows = chat_rows.pack(prefix, branches, self.tokenizer.special[qwenvl_model.STOP])
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures, read = self._looked_at(batch)
+            answers = chat_rows.answer_loss(answer_logits(self.model, pictures, rows), rows)
+        self.session.update(answers + self.options.place_loss * read, answers.item())
+
+    def _tower_step(self, batch: list[scenes.Scene]) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            _, read = self._looked_at(batch)
+        self.session.update(read, read.item())
+
+    def _looked_at(self, batch: list[scenes.Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pictures' rows for the decoder, and the loss of the readings."""
         marked = [place_labels(drawn) for drawn in batch]
         labels = {name: torch.stack([each[name] for each in marked]) for name in marked[0]}
         visual = self.model.transformer.visual
-        with torch.autocast("cpu", torch.bfloat16):
-            pixel_values = qwenvl_model.picture_pixels([drawn.draw() for drawn in batch], qwenvl_model.VISUAL_SHAPE["image_size"])
-            features = visual.features(pixel_values)
-            pictures = visual.project(features)
-            answers = chat_rows.answer_loss(answer_logits(self.model, pictures, rows), rows)
-            read = self.places[0].loss(features, labels) + self.places[1].loss(pictures, labels)
-        self.session.update(answers + self.options.place_loss * read, answers.item())
+        pixel_values = qwenvl_model.picture_pixels([drawn.draw() for drawn in batch], qwenvl_model.VISUAL_SHAPE["image_size"])
+        features = visual.features(pixel_values)
+        pictures = visual.project(features)
+        return pictures, self.places[0].loss(features, labels) + self.places[1].loss(pictures, labels)
 
     def checkpoint(self) -> None:
         measured = qwenvl_model.new_model(self.tokenizer)

@@ -71,6 +71,21 @@ class WideScene:
                 picture.paste(mark_pixels(shape.mark, shape.phase), shape.mark_box[:2])
         return picture
 
+    def close_up(self, rng: random.Random) -> WideScene:
+        """The tile-sized piece of the picture around the mark, anywhere in it: a picture of one tile that shows all."""
+        left, top, right, bottom = next(shape.mark_box for shape in self.shapes if shape.mark)
+        x = rng.randint(max(0, right - TILE), min(left, self.width - TILE))
+        y = rng.randint(max(0, bottom - TILE), min(top, self.height - TILE))
+        shapes = tuple(
+            replace(
+                shape,
+                box=_moved(shape.box, -x, -y),
+                mark_box=_moved(shape.mark_box, -x, -y) if shape.mark else None,
+            )
+            for shape in self.shapes
+        )
+        return replace(self, width=TILE, height=TILE, shapes=shapes)
+
     def questions(self, rng: random.Random) -> list[Question]:
         found = [
             Question("count", "How many shapes are there?", ("one", "two")[len(self.shapes) - 1]),
@@ -137,6 +152,10 @@ def _marked(rng: random.Random, shape: MarkedShape) -> MarkedShape:
     )
     box = (mark_left, mark_top, mark_left + MARK_SIDE, mark_top + MARK_SIDE)
     return replace(shape, mark=rng.choice(MARKS), mark_box=box, phase=rng.randrange(4))
+
+
+def _moved(box: tuple[int, int, int, int], x: int, y: int) -> tuple[int, int, int, int]:
+    return box[0] + x, box[1] + y, box[2] + x, box[3] + y
 
 
 def _jittered(rgb: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:

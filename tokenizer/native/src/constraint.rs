@@ -19,8 +19,9 @@ const STEP_FUEL: u64 = 200_000;
 /// stack is ever backed by memory.
 const COMPILER_STACK: usize = 256 << 20;
 
-/// White space between JSON tokens is allowed, bounded: a weak model would otherwise put blanks for ever.
-const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+/// White space between JSON tokens: a space, or a new line and its indentation. A model that knows no JSON would otherwise
+/// put blanks until its answer is cut.
+const WHITE_SPACE: &str = r"\x20|\x0A(\x20{0,16}|\x09{0,8})";
 
 /// A multiple is told by an automaton with a state for each remainder, which costs no fuel.
 const MAX_REMAINDERS: u64 = 10_000;

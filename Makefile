@@ -32,7 +32,7 @@ BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
     -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
-.PHONY: all build deps demo test test-browser test-queue test-interop lint fuzz-short soak native-test clean
+.PHONY: all build deps demo test test-browser test-queue test-interop soak lint fuzz-short native-test clean
 all: build
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------
@@ -107,9 +107,15 @@ test-queue: deps
 	GLIMPSE_QUEUE_PICTURES=2000 $(GO) test -count=1 -v -timeout 20m -run '^TestQueueLosesNothing$$' ./cmd/glimpse
 	GLIMPSE_QUEUE_WORKERS=1000 $(GO) test -count=1 -v -timeout 20m -run '^TestManyWorkers$$' ./batch/queue
 
+# The playground in a real Chromium (needs the program `chromium`); screenshots go to .cache/screenshots.
+test-browser: deps
+	SCREENSHOTS=$(CURDIR)/.cache/screenshots $(GO) test -count=1 -tags browser ./server/browser
+
 # Python's webdataset and pyarrow read what we write, and we what they write.
-test-interop: bin/glimpse .cache/demo/model.toml
-	PYTHON="$(PYTHON)" scripts/test-interop bin/glimpse .cache/demo testdata/pictures "$(WEBDATASET_VERSION)" "$(PYARROW_VERSION)"
+test-interop: bin/glimpse
+	mkdir -p .cache
+	bin/glimpse convert testdata/models/scenes-llava -o .cache/interop --force
+	PYTHON="$(PYTHON)" scripts/test-interop bin/glimpse .cache/interop testdata/pictures "$(WEBDATASET_VERSION)" "$(PYARROW_VERSION)"
 
 lint: deps
 	@unformatted="$$(gofmt -l $$(find . -name '*.go' -not -path './.*'))"; \

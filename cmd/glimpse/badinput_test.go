@@ -336,7 +336,6 @@ func TestBadUsageOfOtherCommands(t *testing.T) {
 		{"caption without inputs", []string{"caption", m, "-o", dir + "/o.jsonl"}, []string{"INPUT"}},
 		{"caption of nothing", []string{"caption", m, dir + "/none.png", dir + "/*.gif", "-o", dir + "/o.jsonl"}, []string{"none.png", "*.gif"}},
 		{"caption into a stranger's file", []string{"caption", m, media, "-o", diary}, []string{"diary.txt"}},
-		{"caption into a folder", []string{"caption", m, media, "-o", dir}, []string{dir}},
 		{"verify without a set", []string{"verify", m}, []string{"--golden"}},
 		{"verify with no set", []string{"verify", m, "--golden", dir}, []string{dir}},
 		{"verify with an unknown case", []string{"verify", m, "--golden", goldenSet, "--case", "nope"}, []string{"nope"}},

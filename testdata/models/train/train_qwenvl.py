@@ -28,7 +28,7 @@ BINS = 100 // (boxed_scenes.STEP // 10) + 1
 BIN_SPREAD = 1.5  # a coordinate's label is a bell over the bins beside it
 NOTHING_WEIGHT = 0.2
 EDGE_WEIGHT = 5.0
-SYSTEM_SHARE = 0.8  # of the batches that have the system prompt
+SYSTEM_SHARE = 0.5  # of the batches that have the system prompt
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     training_session.add_arguments(parser, minutes=15, batch=32)
     parser.add_argument("--start-from", type=Path, help="scenes-llava's folder, for the tower and the decoder at the start")
     parser.add_argument("--tower-share", type=float, default=0.4, help="share of the schedule with the readings alone")
+    parser.add_argument("--alone-first", type=float, default=0.2, help="share of the schedule behind that with one shape a scene")
     parser.add_argument("--place-loss", type=float, default=0.5, help="weight of the readings")
     return parser.parse_args()
 
@@ -85,7 +86,11 @@ def place_labels(drawn: scenes.Scene) -> dict[str, torch.Tensor]:
 
 
 def branches_of(tokenizer: RankedBytes, drawn: scenes.Scene, rng: random.Random) -> list[chat_rows.Branch]:
-    return [branch(tokenizer, asked) for asked in boxed_scenes.questions(drawn, rng)]
+    """Every question; of a shape that is alone one of the two, which have one answer."""
+    asked = boxed_scenes.questions(drawn, rng)
+    if len(drawn.shapes) == 1:
+        asked = [asked[rng.random() < 0.2]]
+    return [branch(tokenizer, each) for each in asked]
 
 
 def branch(tokenizer: RankedBytes, asked: boxed_scenes.Grounded) -> chat_rows.Branch:
@@ -117,12 +122,15 @@ class Run:
 
     def train(self) -> None:
         stream = boxed_scenes.scenes_of("train", self._next)
+        alone = (numbered for numbered in boxed_scenes.scenes_of("train", self._next) if len(numbered[1].shapes) == 1)
         while not self.session.over:
-            batch = [next(stream)[1] for _ in range(self.options.batch)]
-            if self.session.minutes < self.options.tower_share * self.options.minutes:
-                self._tower_step(batch)
+            progress = self.session.minutes / self.options.minutes - self.options.tower_share
+            if progress < 0:
+                self._tower_step([next(stream)[1] for _ in range(self.options.batch)])
+            elif progress < self.options.alone_first:
+                self._step([next(alone)[1] for _ in range(self.options.batch)])
             else:
-                self._step(batch)
+                self._step([next(stream)[1] for _ in range(self.options.batch)])
             if self.session.due():
                 self.checkpoint()
         self.checkpoint()

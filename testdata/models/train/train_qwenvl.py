@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--start-from", type=Path, help="scenes-llava's folder, for the tower and the decoder at the start")
     parser.add_argument("--tower-share", type=float, default=0.4, help="share of the schedule with the readings alone")
     parser.add_argument("--alone-first", type=float, default=0.2, help="share of the schedule behind that with one shape a scene")
+    parser.add_argument("--tower-every", type=int, default=1, help="steps from one that trains the tower to the next")
     parser.add_argument("--place-loss", type=float, default=0.5, help="weight of the readings")
     return parser.parse_args()
 
@@ -156,9 +157,12 @@ class Run:
         labels = {name: torch.stack([each[name] for each in marked]) for name in marked[0]}
         visual = self.model.transformer.visual
         pixel_values = qwenvl_model.picture_pixels([drawn.draw() for drawn in batch], qwenvl_model.VISUAL_SHAPE["image_size"])
-        features = visual.features(pixel_values)
+        learns = self.session.step % self.options.tower_every == 0
+        with torch.set_grad_enabled(learns):
+            features = visual.features(pixel_values)
         pictures = visual.project(features)
-        return pictures, self.places[0].loss(features, labels) + self.places[1].loss(pictures, labels)
+        read = self.places[1].loss(pictures, labels)
+        return pictures, read + self.places[0].loss(features, labels) if learns else read
 
     def checkpoint(self) -> None:
         measured = qwenvl_model.new_model(self.tokenizer)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -216,6 +217,7 @@ func TestStoppedWorkerIsReplaced(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	waitFor(t, "every thread of the worker stands still", func() bool { return stopped(t, pid) })
 	var later *Unavailable
 	if _, err := collect(t.Context(), m, engine.Request{Prompt: "x"}); !errors.As(err, &later) {
 		t.Errorf("%v", err)
@@ -223,6 +225,26 @@ func TestStoppedWorkerIsReplaced(t *testing.T) {
 	if got := pidOf(t, m); got == pid || !strings.Contains(log.String(), "does not answer") {
 		t.Errorf("process %d, %d before; the log:\n%s", got, pid, log)
 	}
+}
+
+// stopped reports whether every thread of the process is stopped: kill returns before they are.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		return false
+	}
+	for _, thread := range threads {
+		stat, err := os.ReadFile(thread)
+		if err != nil {
+			return false
+		}
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // Close ends the requests in flight and the process.

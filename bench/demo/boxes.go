@@ -9,7 +9,7 @@ import (
 )
 
 // leastBoxes is the mean overlap of boxes below which something is broken.
-const leastBoxes = 0.1
+const leastBoxes = 0.5
 
 // showBoxes asks where things are, prints the overlap of the answer's box with the true one, and draws the boxes.
 func showBoxes(ctx context.Context, d *demo, model string) error {

@@ -48,6 +48,13 @@ type Feature struct {
 	Present bool
 }
 
+// saturates reports whether int8 kernels add pairs of products in 16 bits, which
+// uint8 activations times int8 weights overflow: x86 before VNNI. ONNX Runtime
+// then has slower kernels that do not, when it is asked.
+func saturates() bool {
+	return runtime.GOARCH == "amd64" && !cpu.X86.HasAVX512VNNI && !cpu.X86.HasAVXVNNI
+}
+
 // cpuFeatures lists what ONNX Runtime's kernels look for.
 func cpuFeatures() []Feature {
 	switch runtime.GOARCH {

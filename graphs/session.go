@@ -229,6 +229,9 @@ func (e *environment) sessionOptions(options SessionOptions) (*ort.SessionOption
 		func() error { return native.AddSessionConfigEntry("session.disable_prepacking", "0") },
 		func() error { return native.AddSessionConfigEntry("session.force_spinning_stop", stopSpinning) },
 	}
+	if saturates() {
+		settings = append(settings, func() error { return native.AddSessionConfigEntry("session.x64quantprecision", "1") })
+	}
 	if options.Profile != "" {
 		settings = append(settings, func() error { return native.EnableProfiling(options.Profile) })
 	}

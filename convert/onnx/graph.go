@@ -304,6 +304,9 @@ func (g *Graph) Scalar(v float32) *Value {
 	return g.constant("f32", Float, nil, appendUint32(nil, math.Float32bits(v)))
 }
 
+// Uint8 is a uint8 constant without dimensions.
+func (g *Graph) Uint8(v uint8) *Value { return g.constant("u8", Uint8, nil, []byte{v}) }
+
 // Float32s adds a small float32 constant; equal constants are shared.
 func (g *Graph) Float32s(shape []int64, data ...float32) *Value {
 	raw := make([]byte, 0, 4*len(data))

@@ -1,6 +1,6 @@
 package quantize
 
-// Symmetric int8 with one scale for each output channel: B and b_scale of DynamicQuantizeMatMul (which wants B as [k, n],
+// Symmetric int8 with one scale for each output channel: B and b_scale of MatMulIntegerToFloat (which wants B as [k, n],
 // see Transpose), b_zero_point absent.
 
 // Int8Rows quantizes src [n, k]: q = round(w/scale) in [-127, 127], scale = absmax/127 of the row, so that every weight is
@@ -29,7 +29,7 @@ func Int8Rows(src []float32, n, k int, q []int8, scale []float32) error {
 }
 
 // Int8Columns quantizes like Int8Rows, but leaves q transposed, [k, columns], in its columns first to first+n: the layout
-// that MatMulInteger and DynamicQuantizeMatMul want. columns is the output channels of the whole matrix; len(scale) is n.
+// that MatMulInteger and MatMulIntegerToFloat want. columns is the output channels of the whole matrix; len(scale) is n.
 func Int8Columns(src []float32, n, k int, q []int8, columns, first int, scale []float32) error {
 	const rows = 64 // a run of bytes in the destination, and few enough rows to stay in the cache
 	buffer := make([]int8, min(rows, n)*k)

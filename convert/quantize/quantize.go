@@ -1,5 +1,5 @@
 // Package quantize turns rows of float32 weights into the storage formats of ONNX Runtime's operators: half precision,
-// int8 with a scale for each output channel (DynamicQuantizeMatMul), and int4 or int8 with a scale for each block of the
+// int8 with a scale for each output channel (MatMulIntegerToFloat), and int4 or int8 with a scale for each block of the
 // input dimension (MatMulNBits, com.microsoft).
 //
 // Weights are row-major [n, k] with n output channels, as PyTorch's Linear keeps them. All functions are pure and work on

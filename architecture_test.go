@@ -23,6 +23,7 @@ import (
 var mayImport = map[string][]string{
 	"cmd/glimpse":           {"*"},
 	"bench/accuracy":        {"*"},
+	"bench/quality":         {"*"},
 	"bench/demo":            {},
 	"server":                {"server/spec", "media", "engine", "manifest"},
 	"server/spec":           {},
@@ -39,6 +40,7 @@ var mayImport = map[string][]string{
 	"media":                 {"preprocess", "manifest"},
 	"worker":                {"engine", "graphs", "manifest"},
 	"engine/verify":         {"media", "engine", "graphs", "preprocess", "tokenizer", "manifest"},
+	"engine/replay":         {"graphs"},
 	"engine":                {"graphs", "preprocess", "tokenizer", "manifest"},
 	"graphs":                {},
 	"graphs/graphstest":     {"graphs"},

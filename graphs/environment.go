@@ -23,6 +23,10 @@ type Options struct {
 	// Logger takes this package's and ONNX Runtime's own messages; nil drops them.
 	// ONNX Runtime logs to the logger of whoever opened it first.
 	Logger *slog.Logger
+	// Observe, when set, is called after every run of a session of this Runtime, on
+	// the goroutine of the run and before it returns. Runs beside each other call it
+	// beside each other.
+	Observe func(*Observation)
 }
 
 // Runtime is a handle on the process's ONNX Runtime. Open may be called any
@@ -30,9 +34,10 @@ type Options struct {
 // from one (sessions, steps, tensors, arenas) is closed. A Runtime is safe for
 // use by many goroutines.
 type Runtime struct {
-	env    *environment
-	logger *slog.Logger
-	closed atomic.Bool
+	env     *environment
+	logger  *slog.Logger
+	observe func(*Observation)
+	closed  atomic.Bool
 }
 
 // environment is ONNX Runtime as the process has it once: the library, the
@@ -70,7 +75,7 @@ func Open(options Options) (*Runtime, error) {
 			return nil, err
 		}
 		env.refs++
-		return &Runtime{env: env, logger: logger}, nil
+		return &Runtime{env: env, logger: logger, observe: options.Observe}, nil
 	}
 	found, err := FindLibrary(options.LibraryPath)
 	if err != nil {
@@ -82,7 +87,7 @@ func Open(options Options) (*Runtime, error) {
 	}
 	process.env = env
 	logger.Debug("ONNX Runtime opened", "version", env.version, "library", env.path)
-	return &Runtime{env: env, logger: logger}, nil
+	return &Runtime{env: env, logger: logger, observe: options.Observe}, nil
 }
 
 func (e *environment) sameLibrary(asked string) error {

@@ -50,8 +50,11 @@ type Session struct {
 	device  Device
 	inputs  []Port
 	outputs []Port
-	native  *ort.DynamicAdvancedSession
-	pointer unsafe.Pointer
+	// statistics are outputs that only the observer sees; none without one.
+	statistics []Port
+	runtime    *Runtime
+	native     *ort.DynamicAdvancedSession
+	pointer    unsafe.Pointer
 
 	// running is held for reading by runs and for writing by Close, which so waits
 	// for them.
@@ -90,7 +93,7 @@ func (r *Runtime) load(ctx context.Context, path string, options SessionOptions)
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{env: env, path: path}
+	s := &Session{env: env, path: path, runtime: r}
 	if err := s.open(ctx, device, options, r.logger); err != nil {
 		if s.native != nil {
 			s.native.Destroy()
@@ -124,6 +127,9 @@ func (s *Session) open(ctx context.Context, device Device, options SessionOption
 		return err
 	}
 	s.outputs, err = s.env.api.ports(s.pointer, true)
+	if s.runtime.observe != nil {
+		s.outputs, s.statistics = splitStatistics(s.outputs)
+	}
 	return err
 }
 
@@ -318,7 +324,7 @@ func (s *Session) takeStep() (*Step, error) {
 // returnStep keeps the step for the next Run, without the tensors of this one.
 func (s *Session) returnStep(step *Step) {
 	clear(step.inputs)
-	clear(step.outputs)
+	clear(step.outputs[:step.visible])
 	step.forget()
 	s.idleMu.Lock()
 	defer s.idleMu.Unlock()

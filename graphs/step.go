@@ -24,6 +24,7 @@ type Step struct {
 	outputPorts []Port
 	inputs      []*Tensor
 	outputs     []*Tensor
+	visible     int // outputs that are the caller's; behind them are the observer's
 	symbols     symbols
 	args        *arguments
 	options     *ort.RunOptions
@@ -75,15 +76,21 @@ func (s *Session) newStep(inputs, outputs []string) (*Step, error) {
 		options.Destroy()
 		return nil, err
 	}
+	outputPorts = append(slices.Clip(outputPorts), s.statistics...)
 	s.env.retain()
-	return &Step{
+	step := &Step{
 		session: s, env: s.env,
 		inputPorts: inputPorts, outputPorts: outputPorts,
 		inputs: make([]*Tensor, len(inputPorts)), outputs: make([]*Tensor, len(outputPorts)),
 		symbols: newSymbols(inputPorts, outputPorts),
 		args:    newArguments(namesOf(inputPorts), namesOf(outputPorts)),
+		visible: len(outputPorts) - len(s.statistics),
 		options: options, pointer: pointer,
-	}, nil
+	}
+	if err := step.watch(s.runtime, s.statistics); err != nil {
+		return nil, errors.Join(err, step.Close())
+	}
+	return step, nil
 }
 
 func namesOf(ports []Port) []string {
@@ -143,7 +150,7 @@ func (st *Step) Input(name string) int {
 
 // Output is the index of the named output, -1 when the step has none.
 func (st *Step) Output(name string) int {
-	return slices.IndexFunc(st.outputPorts, func(p Port) bool { return p.Name == name })
+	return slices.IndexFunc(st.outputPorts[:st.visible], func(p Port) bool { return p.Name == name })
 }
 
 // SetInput gives input i its tensor until it is set again.
@@ -153,7 +160,7 @@ func (st *Step) SetInput(i int, t *Tensor) error {
 
 // SetOutput gives output i the tensor to write until it is set again.
 func (st *Step) SetOutput(i int, t *Tensor) error {
-	return st.set("output", st.outputPorts, st.outputs, i, t)
+	return st.set("output", st.outputPorts[:st.visible], st.outputs, i, t)
 }
 
 func (st *Step) set(kind string, ports []Port, tensors []*Tensor, i int, t *Tensor) error {
@@ -203,6 +210,9 @@ func (st *Step) Run(ctx context.Context) error {
 			return s.failed(ctx.Err())
 		}
 		return s.failed(err)
+	}
+	if s.runtime.observe != nil {
+		st.report()
 	}
 	return nil
 }
@@ -284,7 +294,7 @@ func (st *Step) Close() error {
 	st.closed = true
 	st.cancel.drop()
 	st.args.free()
-	err := st.options.Destroy()
+	err := errors.Join(st.options.Destroy(), st.unwatch())
 	return errors.Join(err, st.env.release())
 }
 

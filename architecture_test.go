@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	"media":                 {"preprocess", "manifest"},
 	"worker":                {"engine", "graphs", "manifest"},
 	"engine/verify":         {"media", "engine", "graphs", "preprocess", "tokenizer", "manifest"},
-	"engine/replay":         {"graphs"},
+	"engine/replay":         {"engine", "graphs"},
 	"engine":                {"graphs", "preprocess", "tokenizer", "manifest"},
 	"graphs":                {},
 	"graphs/graphstest":     {"graphs"},

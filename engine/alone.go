@@ -175,7 +175,7 @@ func (p *pictures) joinVideos(list []placed, prepared []*preprocess.Prepared) ([
 		}
 		video, err := preprocess.JoinFrames(p.spec, prepared[from:i+1])
 		if err != nil {
-			return nil, pictureError(from, list[from].Picture, err)
+			return nil, pictureError(list[from].number, list[from].Picture, err)
 		}
 		out = append(out, video)
 	}

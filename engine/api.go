@@ -24,6 +24,10 @@ type Options struct {
 	PrefillChunk int // prompt tokens of one step; 0: 128
 	PictureBatch int // tiles that go through the picture stages at once; 0: 8
 
+	VisionCache     int64  // bytes of pictures' feature rows that are kept in memory; 0: none
+	VisionCacheDir  string // folder where feature rows are kept as well, for later processes; empty: none
+	VisionCacheDisk int64  // bytes that VisionCacheDir may hold; 0: 4 GiB
+
 	Limits preprocess.Limits // bounds on the pictures of strangers; zero: preprocess's defaults
 	Logger *slog.Logger      // nil: nothing is logged
 }
@@ -106,6 +110,10 @@ type Request struct {
 	Videos   []Part    // with Raw: parts of type PartVideo, in the order of their placeholders
 
 	PictureOptions PictureOptions
+
+	// CacheScope parts the caches: what requests of one scope leave there serves those of the same scope alone. Whether
+	// something was in a cache shows in the time that an answer takes.
+	CacheScope string
 
 	// Tools are functions that the model may ask for. The engine shows them to it and does not read its answer.
 	Tools []Tool

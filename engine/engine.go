@@ -41,11 +41,12 @@ type Engine struct {
 	sourceLimit int // tokens of a prompt that an encoder reads; 0 without one
 
 	prompter    *prompter
-	pictures    *pictures  // nil: the model takes none
-	stages      *stages    // as pictures
-	sounds      *sounds    // nil: the model takes none
-	instruction *textInput // nil: the picture stages read no text
-	scorer      *scorer    // nil: the model compares no pictures with texts
+	pictures    *pictures    // nil: the model takes none
+	stages      *stages      // as pictures
+	vision      *visionCache // nil: no feature rows are kept
+	sounds      *sounds      // nil: the model takes none
+	instruction *textInput   // nil: the picture stages read no text
+	scorer      *scorer      // nil: the model compares no pictures with texts
 	embeddings  *embeddingTable
 	decoder     *decoder   // nil: the model generates no text
 	scheduler   *scheduler // as decoder
@@ -108,6 +109,11 @@ func (o Options) withDefaults() (Options, error) {
 			problems = append(problems, fmt.Errorf("%s is %d; it must lie in 1..%d, or be 0 for the default", v.name, *v.value, v.most))
 		}
 	}
+	for name, bytes := range map[string]int64{"vision cache": o.VisionCache, "vision cache on disk": o.VisionCacheDisk} {
+		if bytes < 0 {
+			problems = append(problems, fmt.Errorf("%s is %d bytes; it must be 0 or more", name, bytes))
+		}
+	}
 	return o, errors.Join(problems...)
 }
 
@@ -130,6 +136,9 @@ func (e *Engine) load(ctx context.Context, folder string, opts Options) (err err
 			return err
 		}
 		if e.stages, err = openStages(ctx, folder, m, opts); err != nil {
+			return err
+		}
+		if err = e.openVisionCache(folder, opts); err != nil {
 			return err
 		}
 	}

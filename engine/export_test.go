@@ -72,3 +72,6 @@ type silent struct{}
 
 func (silent) Push(int32) string { return "" }
 func (silent) Flush() string     { return "" }
+
+// StageRuns counts the runs of the picture graphs since the engine was opened.
+func StageRuns(e *Engine) int64 { return e.stages.runs.Load() }

@@ -38,6 +38,7 @@ type Prepared struct {
 	delta       int32                 // what places behind the prompt are moved by
 	instruction []int32               // the user's text for the picture stages
 	constraint  *tokenizer.Constraint // of the answer; nil: none
+	media       []mediaUnit           // pictures, videos and sounds by content, in the order of the prompt
 }
 
 // PictureLayout is what became of one picture.
@@ -69,21 +70,29 @@ func (e *Engine) prepare(ctx context.Context, req Request, given map[string]Arra
 	if err := e.prepareSounds(ctx, p, sound); err != nil {
 		return nil, err
 	}
+	if err := e.preparePictures(ctx, p, given); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// preparePictures makes the pictures' tensors; given ones take the place of the recipe's.
+func (e *Engine) preparePictures(ctx context.Context, p *Prepared, given map[string]Array) (err error) {
 	if len(p.placed) == 0 {
 		if len(given) > 0 {
-			return nil, errors.New("picture tensors were given for a request without pictures")
+			return errors.New("picture tensors were given for a request without pictures")
 		}
-		return p, nil
+		return nil
 	}
 	if e.pictures.alone() {
-		return p, e.prepareAlone(ctx, p, given)
+		return e.prepareAlone(ctx, p, given)
 	}
 	if p.Tensors = maps.Clone(given); given == nil {
 		if p.Tensors, err = e.pictures.prepare(ctx, p.placed); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return p, e.instruct(p)
+	return e.instruct(p)
 }
 
 // instruct adds the instruction to the tensors, a row a tile, where the picture stages read it.
@@ -241,18 +250,17 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 	if limit != nil {
 		defer limit.Close()
 	}
-	p, err := e.prepare(ctx, req, nil)
+	p, err := e.encode(req)
 	if err != nil {
 		return nil, err
 	}
 	p.constraint = limit
 	preprocess := time.Since(start)
-	made, err := e.features(ctx, p, nil)
+	made, more, err := e.perceive(ctx, req, p)
 	if err != nil {
 		return nil, err
 	}
-	p.Tensors, p.alone, p.heard = nil, nil, nil // not needed while the answer is generated
-	return e.answer(ctx, req, p, made, preprocess, nil)
+	return e.answer(ctx, req, p, made, preprocess+more, nil)
 }
 
 // features runs the picture and audio stages; without pictures and sounds it returns an empty result.

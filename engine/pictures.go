@@ -54,6 +54,8 @@ type placed struct {
 	*Picture
 	sound         *Sound
 	recipe        preprocess.Recipe
+	options       preprocess.Options // that made the recipe
+	number        int                // of the request's pictures and frames, from 0
 	layout        preprocess.Layout
 	width, height int
 	frame         int     // of its video, from 1; 0 for a picture
@@ -70,7 +72,7 @@ func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
 		return nil, badRequest("picture_options", CodeInvalid, err, "%v", err)
 	}
 	var list []placed
-	total := 0
+	total, pictures := 0, 0
 	for _, m := range media {
 		if m.sound != nil {
 			list = append(list, placed{sound: m.sound, layout: preprocess.Layout{Tokens: p.soundTokens}})
@@ -81,19 +83,21 @@ func (p *pictures) place(media []medium, o PictureOptions) ([]placed, error) {
 			return nil, badRequest("messages", CodeInvalid, nil, "a video has %d frames and the model sees at most %d at once: choose fewer", len(m.pictures), p.spec.Video.MaxFrames)
 		}
 		for i, pic := range m.pictures {
-			one := placed{Picture: pic, recipe: recipe}
+			one := placed{Picture: pic, recipe: recipe, options: options, number: pictures}
+			pictures++
 			if m.video {
 				one.frame, one.last = i+1, i == len(m.pictures)-1
-				if one.recipe, err = preprocess.NewRecipe(p.spec, preprocess.Options{Frame: true, FirstFrame: i == 0, LastFrame: one.last, Index: i, Frames: len(m.pictures)}); err != nil {
+				one.options = preprocess.Options{Frame: true, FirstFrame: i == 0, LastFrame: one.last, Index: i, Frames: len(m.pictures)}
+				if one.recipe, err = preprocess.NewRecipe(p.spec, one.options); err != nil {
 					return nil, badRequest("messages", CodeUnsupported, err, "%v", err)
 				}
 			}
 			if err := one.layOut(); err != nil {
-				return nil, pictureError(len(list), pic, err)
+				return nil, pictureError(one.number, pic, err)
 			}
 			if p.spec.Patches != nil && m.video {
 				if err := one.inTime(*p.spec.Patches, m, i, list); err != nil {
-					return nil, pictureError(len(list), pic, err)
+					return nil, pictureError(one.number, pic, err)
 				}
 			}
 			if total += one.layout.Tokens; total > math.MaxInt32 {
@@ -147,10 +151,10 @@ func (p *pictures) each(ctx context.Context, list []placed) ([]*preprocess.Prepa
 				if gctx.Err() != nil {
 					return gctx.Err()
 				}
-				return pictureError(i, pic.Picture, err)
+				return pictureError(pic.number, pic.Picture, err)
 			}
 			if out.Tokens != pic.layout.Tokens || out.Tiles != pic.layout.Tiles {
-				return pictureError(i, pic.Picture, fmt.Errorf("its header promised %d tiles and %d tokens, and its pixels make %d and %d",
+				return pictureError(pic.number, pic.Picture, fmt.Errorf("its header promised %d tiles and %d tokens, and its pixels make %d and %d",
 					pic.layout.Tiles, pic.layout.Tokens, out.Tiles, out.Tokens))
 			}
 			prepared[i] = out

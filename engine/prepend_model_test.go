@@ -35,12 +35,20 @@ func openGolden(t testing.TB, set string, opts engine.Options) *engine.Engine {
 
 func convertGolden(t testing.TB, set string) string {
 	t.Helper()
-	folder := filepath.Join(t.TempDir(), set)
-	_, err := convert.Convert(t.Context(), convert.Options{Checkpoint: filepath.Join(goldens, set, "checkpoint"), Out: folder, Precision: "fp32"})
+	folder, checkpoint := filepath.Join(t.TempDir(), set), filepath.Join(goldens, set, "checkpoint")
+	if pieces := filepath.Join(goldens, set, "pieces.toml"); exists(pieces) {
+		checkpoint = pieces
+	}
+	_, err := convert.Convert(t.Context(), convert.Options{Checkpoint: checkpoint, Out: folder, Precision: "fp32"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return folder
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // about asks a raw question about pictures; an empty one asks for a caption.

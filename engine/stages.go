@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"glimpse/graphs"
@@ -28,6 +29,7 @@ type stages struct {
 	deepstack int
 	gate      chan struct{} // for one run at a time
 	queue     *tileQueue
+	runs      atomic.Int64 // of all stages together, for tests
 }
 
 type stage struct {
@@ -46,6 +48,7 @@ type stageResult struct {
 	arrays    map[string]Array // tensors by name, those that are asked for
 	first     time.Duration    // of the first stage
 	rest      time.Duration    // of the others
+	prepared  time.Duration    // decoding the pictures and making the tensors
 }
 
 // openStages loads the graphs of m.Picture.Stages.
@@ -208,6 +211,7 @@ type share struct {
 // runLive runs every stage on the tensors, which it takes over, and appends to each share what its tiles made.
 func (p *stages) runLive(ctx context.Context, live map[string]*graphs.Tensor, shares []share) error {
 	defer closeAll(live)
+	p.runs.Add(1)
 	var first, rest time.Duration
 	collected := make([]map[string]Array, len(shares)) // nothing is appended before all went well: a batch may be run again
 	for i := range collected {

@@ -28,6 +28,7 @@ type Engine interface {
 	Rerank(ctx context.Context, r engine.RerankRequest) (*engine.RerankResult, error)
 	Context() int
 	LoadTime() time.Duration
+	Stats() engine.Stats
 	Close() error
 }
 
@@ -57,4 +58,5 @@ type Info struct {
 	Context  int           // tokens of prompt and answer together; 0: the model generates no text
 	Load     time.Duration // opening the model took
 	InFlight int           // requests that it works on
+	Stats    engine.Stats  // counters since the model was opened: a new process begins at zero
 }

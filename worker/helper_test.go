@@ -115,6 +115,7 @@ func openFake(folder string) (*fakeEngine, error) {
 
 func (e *fakeEngine) Context() int            { return 7 }
 func (e *fakeEngine) LoadTime() time.Duration { return time.Second }
+func (e *fakeEngine) Stats() engine.Stats     { return engine.Stats{Vision: engine.VisionStats{Hits: 3}} }
 func (e *fakeEngine) Close() error            { return nil }
 
 // fakeAnswer is what the fake says to a prompt.

@@ -93,6 +93,28 @@ func (m *Model) Info(ctx context.Context) (*Info, error) {
 	return send[Info](ctx, m, kindInfo, struct{}{}, nil)
 }
 
+// Stats asks the worker for its counters; nil where none runs. It loads no model.
+func (m *Model) Stats(ctx context.Context) (*engine.Stats, error) {
+	m.mu.Lock()
+	c := m.current
+	if c == nil || !c.alive() {
+		m.mu.Unlock()
+		return nil, nil
+	}
+	c.users++ // and no use of the model: what is asked for metrics does not keep it loaded
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.leave(c)
+	}()
+	var info Info
+	if err := c.ask(ctx, kindInfo, struct{}{}, &info, nil); err != nil {
+		return nil, err
+	}
+	return &info.Stats, nil
+}
+
 func send[R any](ctx context.Context, m *Model, k kind, request any, token func(engine.Token)) (*R, error) {
 	c, err := m.acquire(ctx)
 	if err != nil {
@@ -142,6 +164,11 @@ func (m *Model) release(c *child) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lastUsed = time.Now()
+	m.leave(c)
+}
+
+// leave ends one use of a worker. m is locked.
+func (m *Model) leave(c *child) {
 	if c.users--; c.users == 0 && c.retiring && !m.closed { // Close ends all by itself
 		m.end(c)
 	}

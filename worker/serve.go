@@ -106,7 +106,7 @@ type session struct {
 func (s *session) info() Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Info{PID: os.Getpid(), Context: s.engine.Context(), Load: s.engine.LoadTime(), InFlight: len(s.running)}
+	return Info{PID: os.Getpid(), Context: s.engine.Context(), Load: s.engine.LoadTime(), InFlight: len(s.running), Stats: s.engine.Stats()}
 }
 
 // read starts what the front process asks for, until it closes the connection. Requests end with ctx.

@@ -72,6 +72,9 @@ func TestRequestsOfEveryKind(t *testing.T) {
 	if _, err := collect(ctx, m, engine.Request{Prompt: "panic"}); err == nil || !strings.Contains(err.Error(), "as asked") {
 		t.Errorf("%v", err)
 	}
+	if stats, err := m.Stats(ctx); err != nil || stats == nil || stats.Vision.Hits != 3 {
+		t.Errorf("statistics %+v, %v", stats, err)
+	}
 	if info, err := m.Info(ctx); err != nil || info.PID != before || info.Context != 7 || info.Load != time.Second {
 		t.Errorf("%+v, %v: a panic in one request must leave the worker alone", info, err)
 	}

@@ -50,6 +50,7 @@ type AskOptions struct {
 // AddFlags adds the flags.
 func (o *AskOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 1)
+	o.CacheOptions.AddFlags(f)
 	o.ClipOptions.AddFlags(f)
 	f.StringArrayVar(&o.Images, "image", nil, "picture `file`; may be given several times")
 	f.StringArrayVar(&o.Videos, "video", nil, "video `file`, or a folder of frames in the order of their names, for models that take videos; may be given several times")

@@ -57,6 +57,7 @@ type CaptionOptions struct {
 // AddFlags adds the flags.
 func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
+	o.CacheOptions.AddFlags(f)
 	o.QueueOptions.AddFlags(f)
 	o.OnExisting, o.Dedupe, o.Source.Kind = sink.Skip, batch.DedupeNone, source.Auto
 	f.StringVarP(&o.Out, "out", "o", "", "a .jsonl `file` to append rows to, or a folder for parts; - is standard output")

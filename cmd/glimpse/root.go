@@ -45,9 +45,10 @@ func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
 
 // ModelOptions are the flags of the commands that run a model.
 type ModelOptions struct {
-	Slots     int
-	Context   int
-	MaxPixels int
+	Slots        int
+	Context      int
+	MaxPixels    int
+	CacheOptions // has flags of its own: commands without them keep nothing between requests
 }
 
 // AddFlags adds the flags; slots is the default of --slots.
@@ -167,6 +168,7 @@ func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string,
 	e, err := engine.Open(ctx, folder, engine.Options{
 		Runtime: rt, Device: a.global.Device, Threads: a.global.Threads,
 		Slots: o.Slots, Capacity: o.Context,
+		VisionCache: o.Vision, VisionCacheDir: o.VisionDir, VisionCacheDisk: o.VisionDisk,
 		Limits: preprocess.Limits{MaxPixels: int64(o.MaxPixels)}, Logger: a.log,
 	})
 	if err != nil && ctx.Err() == nil {

@@ -150,7 +150,7 @@ func (b *byteCount) Set(s string) error {
 	}
 	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
 	if err != nil || !(n >= 0) || n*float64(factor) > 1<<60 {
-		return errors.New("it must be a number of bytes, such as 12GiB or 800MB; 0: no limit")
+		return errors.New("it must be a number of bytes, such as 12GiB or 800MB")
 	}
 	*b.value = int64(n * float64(factor))
 	return nil

@@ -32,6 +32,7 @@ type WorkerOptions struct {
 // AddFlags adds the flags.
 func (o *WorkerOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
+	o.CacheOptions.AddFlags(f)
 	f.StringVar(&o.Socket, "socket", "", "Unix socket of the serve process")
 }
 
@@ -98,6 +99,7 @@ func (a *app) workerCommand(o ModelOptions, level slog.Level) (func(folder, sock
 		"--device", a.global.Device, "--threads", strconv.Itoa(a.global.Threads), "--log-level", strings.ToLower(level.String()),
 		"--slots", strconv.Itoa(o.Slots), "--context", strconv.Itoa(o.Context), "--max-pixels", strconv.Itoa(o.MaxPixels),
 	}
+	args = append(args, o.CacheOptions.arguments()...)
 	if a.global.OrtLib != "" {
 		args = append(args, "--ort-lib", a.global.OrtLib)
 	}

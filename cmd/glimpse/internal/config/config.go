@@ -35,6 +35,7 @@ type key string
 // keys is the whole list; docs/cli.md describes each.
 var keys = []key{
 	"device", "threads", ortLib, ffmpeg, "log_level", "slots", "context", "max_pixels",
+	"vision_cache", "vision_cache_dir", "vision_cache_dir_bytes",
 	"listen", "keys", "tls_cert", "tls_key", "local_media", "in_flight", "drain_delay", "drain_timeout",
 	"answer_timeout", "in_process", "memory_limit", "models",
 }

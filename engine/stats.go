@@ -1,0 +1,13 @@
+// What an engine counts, for metrics.
+
+package engine
+
+// Stats are counters since the model was opened, but for what is said to be of now. All fields travel between processes.
+type Stats struct {
+	Vision VisionStats
+}
+
+// Stats returns the counters. It takes no time to speak of and may be called at any moment, during requests and after Close.
+func (e *Engine) Stats() Stats {
+	return Stats{Vision: e.vision.snapshot()}
+}

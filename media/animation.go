@@ -26,7 +26,10 @@ func (r *Reader) animation(ctx context.Context, in Input, c Choice, width, heigh
 	if err != nil {
 		return nil, err
 	}
-	v := &Video{Indices: places, Total: len(shown), FPS: fps}
+	if err := c.hold(ctx, len(places), width, height); err != nil {
+		return nil, err
+	}
+	v := &Video{Indices: places, Total: len(shown), FPS: fps, Width: width, Height: height, Duration: total}
 	drawn := 0
 	var rgb []byte
 	for _, place := range places {
@@ -35,7 +38,7 @@ func (r *Reader) animation(ctx context.Context, in Input, c Choice, width, heigh
 				return nil, err
 			}
 			if rgb, err = next(); err != nil {
-				return nil, in.errorf(err, "frame %d", drawn)
+				return nil, in.errorf(KindCorrupt, err, "frame %d", drawn)
 			}
 		}
 		v.Frames = append(v.Frames, bitmap(width, height, rgb))
@@ -52,7 +55,7 @@ func (r *Reader) tooLarge(in Input, frames, width, height int) error {
 	if frames <= maxFiles && int64(width)*int64(height) <= r.limits.MaxPixels/int64(max(1, frames)) {
 		return nil
 	}
-	return in.errorf(nil, "%d frames of %d×%d pixels are more than the limits allow", frames, width, height)
+	return in.errorf(KindTooLarge, nil, "%d frames of %d×%d pixels are more than the limits allow", frames, width, height)
 }
 
 // webp chooses frames of an animated WebP.
@@ -63,7 +66,7 @@ func (r *Reader) webp(ctx context.Context, in Input, c Choice) (*Video, error) {
 	}
 	a, err := preprocess.OpenWebPAnimation(data, preprocess.Limits{})
 	if err != nil {
-		return nil, in.errorf(err, "read WebP")
+		return nil, in.errorf(KindCorrupt, err, "read WebP")
 	}
 	if err := r.tooLarge(in, len(a.Seconds), a.Width, a.Height); err != nil {
 		return nil, err
@@ -86,14 +89,14 @@ func (r *Reader) gif(ctx context.Context, in Input, c Choice) (*Video, error) {
 	}
 	info, err := preprocess.Header(bytes.NewReader(data))
 	if err != nil {
-		return nil, in.errorf(err, "read GIF")
+		return nil, in.errorf(KindCorrupt, err, "read GIF")
 	}
 	if err := r.tooLarge(in, info.Frames, info.Width, info.Height); err != nil {
 		return nil, err
 	}
 	moving, err := decodeGIF(data)
 	if err != nil {
-		return nil, in.errorf(err, "read GIF")
+		return nil, in.errorf(KindCorrupt, err, "read GIF")
 	}
 	shown := make([]float64, len(moving.Image))
 	for i := range shown {

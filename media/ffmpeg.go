@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,8 +83,14 @@ func (r *Reader) find(ctx context.Context) (*Tools, error) {
 	return t, nil
 }
 
-// errOutput ends a child that writes more than it may.
-var errOutput = errors.New("it wrote more than the limit")
+var (
+	// errOutput ends a child that writes more than it may.
+	errOutput = errors.New("it wrote more than the limit")
+	// errShort: a video ended before its frames did. FFmpeg's own complaints come in another order each time.
+	errShort = errors.New("the file ends before its frames do, or they cannot be decoded")
+	// errTime marks a child that took too long.
+	errTime = errors.New("it took longer than it may")
+)
 
 // limited passes at most n bytes on.
 func limited(w io.Writer, n int64) func(io.Reader) error {
@@ -128,9 +135,11 @@ func (r *Reader) child(ctx context.Context, program string, args []string, read 
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case failed == nil && limit.Err() != nil:
-		return fmt.Errorf("%s took longer than %v", filepath.Base(program), r.limits.Timeout)
-	case err != nil && complaints.String() != "" && !errors.Is(failed, errOutput):
-		return fmt.Errorf("%s: %s", filepath.Base(program), complaints)
+		return fmt.Errorf("%w: %s for more than %v", errTime, filepath.Base(program), r.limits.Timeout)
+	case errors.Is(failed, errShort):
+		return failed
+	case err != nil && complaints.about(args) != "" && !errors.Is(failed, errOutput):
+		return fmt.Errorf("%s: %s", filepath.Base(program), complaints.about(args))
 	case failed != nil:
 		return failed
 	case err != nil:
@@ -151,8 +160,19 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is the complaints on one line.
-func (t *tail) String() string { return strings.Join(strings.Fields(string(t.text)), " ") }
+// address is where FFmpeg has a part of itself in memory, which it says before each complaint.
+var address = regexp.MustCompile(` @ 0x[0-9a-f]+`)
+
+// about is the complaints on one line, without what differs between two runs: addresses, and where the file lies.
+func (t *tail) about(args []string) string {
+	text := address.ReplaceAllString(strings.Join(strings.Fields(string(t.text)), " "), "")
+	for _, a := range args {
+		if strings.HasPrefix(a, "file:") {
+			text = strings.ReplaceAll(text, a, "the file")
+		}
+	}
+	return text
+}
 
 // file gives what FFmpeg reads a name. Bytes go to a file of their own: containers with their index behind the data cannot
 // be read from a pipe.
@@ -181,17 +201,18 @@ func reading() []string {
 
 // stream is what ffprobe says of a video.
 type stream struct {
-	width, height int
+	width, height int // as it is shown
 	frames        int
 	fps           float64
+	duration      float64 // seconds; 0: not known
 }
 
 func (r *Reader) probe(ctx context.Context, t *Tools, in Input, file string) (*stream, error) {
 	args := append(reading(), "-select_streams", "v:0", "-count_packets", "-show_entries",
-		"stream=width,height,avg_frame_rate,nb_read_packets:format=duration", "-of", "json", file)
+		"stream=width,height,avg_frame_rate,nb_read_packets:stream_side_data=rotation:format=duration", "-of", "json", file)
 	var out bytes.Buffer
 	if err := r.child(ctx, t.FFprobe, args, limited(&out, 1<<20)); err != nil {
-		return nil, in.errorf(err, "read video")
+		return nil, in.errorf(KindCorrupt, err, "read video")
 	}
 	var answer struct {
 		Streams []struct {
@@ -199,25 +220,34 @@ func (r *Reader) probe(ctx context.Context, t *Tools, in Input, file string) (*s
 			Height  int    `json:"height"`
 			Rate    string `json:"avg_frame_rate"`
 			Packets string `json:"nb_read_packets"`
+			Side    []struct {
+				Rotation float64 `json:"rotation"`
+			} `json:"side_data_list"`
 		} `json:"streams"`
 		Format struct {
 			Duration string `json:"duration"`
 		} `json:"format"`
 	}
 	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
-		return nil, in.errorf(err, "read what ffprobe says")
+		return nil, in.errorf(KindCorrupt, err, "read what ffprobe says")
 	}
 	if len(answer.Streams) == 0 {
-		return nil, in.errorf(nil, "it has no pictures: is it a sound?")
+		return nil, in.errorf(KindUnsupported, nil, "it has no pictures: is it a sound?")
 	}
-	if d, err := strconv.ParseFloat(answer.Format.Duration, 64); err == nil && d > r.limits.MaxSeconds {
-		return nil, in.errorf(nil, "%.1f seconds; the limit is %g", d, r.limits.MaxSeconds)
+	duration, _ := strconv.ParseFloat(answer.Format.Duration, 64)
+	if d := duration; d > r.limits.MaxSeconds {
+		return nil, in.errorf(KindTooLarge, nil, "%.1f seconds; the limit is %g", d, r.limits.MaxSeconds)
 	}
 	first := answer.Streams[0]
-	s := &stream{width: first.Width, height: first.Height, fps: ratio(first.Rate)}
+	s := &stream{width: first.Width, height: first.Height, fps: ratio(first.Rate), duration: max(0, duration)}
 	s.frames, _ = strconv.Atoi(first.Packets)
+	for _, side := range first.Side { // FFmpeg turns frames as this says
+		if quarters := int(math.Round(side.Rotation / 90)); quarters%2 != 0 {
+			s.width, s.height = s.height, s.width
+		}
+	}
 	if s.frames < 1 || s.frames > maxTotal || s.width < 1 || s.height < 1 {
-		return nil, in.errorf(nil, "%d frames of %d×%d pixels; 1 to %d frames are read", s.frames, s.width, s.height, maxTotal)
+		return nil, in.errorf(KindCorrupt, nil, "%d frames of %d×%d pixels; 1 to %d frames are read", s.frames, s.width, s.height, maxTotal)
 	}
 	return s, nil
 }
@@ -237,11 +267,11 @@ func ratio(text string) float64 {
 func (r *Reader) decodeVideo(ctx context.Context, in Input, c Choice) (*Video, error) {
 	t, err := r.Tools(ctx)
 	if err != nil {
-		return nil, in.errorf(err, "read video")
+		return nil, in.errorf(KindCorrupt, err, "read video")
 	}
 	file, remove, err := r.file(in)
 	if err != nil {
-		return nil, in.errorf(err, "read video")
+		return nil, in.errorf(KindCorrupt, err, "read video")
 	}
 	defer remove()
 	s, err := r.probe(ctx, t, in, file)
@@ -257,15 +287,18 @@ func (r *Reader) decodeVideo(ctx context.Context, in Input, c Choice) (*Video, e
 		width, height = c.Width, c.Height
 	}
 	if int64(width) > r.limits.MaxPixels/int64(height)/int64(len(places)) {
-		return nil, in.errorf(nil, "%d frames of %d×%d pixels are more than the limit of %d pixels: choose fewer", len(places), width, height, r.limits.MaxPixels)
+		return nil, in.errorf(KindTooLarge, nil, "%d frames of %d×%d pixels are more than the limit of %d pixels: choose fewer", len(places), width, height, r.limits.MaxPixels)
 	}
-	v := &Video{Indices: places, Seconds: seconds(places, s.fps), Total: s.frames, FPS: s.fps}
+	if err := c.hold(ctx, len(places), width, height); err != nil {
+		return nil, err
+	}
+	v := &Video{Indices: places, Seconds: seconds(places, s.fps), Total: s.frames, FPS: s.fps, Width: s.width, Height: s.height, Duration: s.duration}
 	err = r.child(ctx, t.FFmpeg, frameArguments(t, file, places, c), func(out io.Reader) error {
 		stream := bufio.NewReaderSize(out, 1<<16)
 		for len(v.Frames) < len(places) {
 			w, h, rgb, err := readPPM(stream, r.limits.MaxPixels/int64(len(places)))
 			if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-				return fmt.Errorf("it gave %d frames of %d", len(v.Frames), len(places))
+				return fmt.Errorf("%w: %d of %d", errShort, len(v.Frames), len(places))
 			}
 			if err != nil {
 				return err
@@ -279,7 +312,7 @@ func (r *Reader) decodeVideo(ctx context.Context, in Input, c Choice) (*Video, e
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		return nil, in.errorf(err, "decode video")
+		return nil, in.errorf(KindCorrupt, err, "decode video")
 	}
 	return v, nil
 }
@@ -300,15 +333,49 @@ func frameArguments(t *Tools, file string, places []int, c Choice) []string {
 	return append(args, "-frames:v", strconv.Itoa(len(places)), "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "pipe:1")
 }
 
+// HasSound reports whether a file has a sound track. Errors are *Error, except ctx's own.
+func (r *Reader) HasSound(ctx context.Context, in Input) (bool, error) {
+	if in.Path != "" {
+		if info, err := os.Stat(in.Path); err == nil && info.IsDir() {
+			return false, nil // a folder of frames
+		}
+	}
+	head, err := r.head(in)
+	if err != nil {
+		return false, err
+	}
+	if isPicture(head) { // an animation
+		return false, nil
+	}
+	t, err := r.Tools(ctx)
+	if err != nil {
+		return false, in.errorf(KindUnreadable, err, "read sound")
+	}
+	file, remove, err := r.file(in)
+	if err != nil {
+		return false, in.errorf(KindUnreadable, err, "read sound")
+	}
+	defer remove()
+	var out bytes.Buffer
+	args := append(reading(), "-select_streams", "a:0", "-show_entries", "stream=index", "-of", "csv=p=0", file)
+	if err := r.child(ctx, t.FFprobe, args, limited(&out, 1<<16)); err != nil {
+		if ctx.Err() != nil {
+			return false, err
+		}
+		return false, in.errorf(KindCorrupt, err, "read sound")
+	}
+	return len(bytes.TrimSpace(out.Bytes())) > 0, nil
+}
+
 // decodeAudio has FFmpeg decode the first sound track.
 func (r *Reader) decodeAudio(ctx context.Context, in Input) ([]byte, error) {
 	t, err := r.Tools(ctx)
 	if err != nil {
-		return nil, in.errorf(err, "read sound")
+		return nil, in.errorf(KindUnreadable, err, "read sound")
 	}
 	file, remove, err := r.file(in)
 	if err != nil {
-		return nil, in.errorf(err, "read sound")
+		return nil, in.errorf(KindUnreadable, err, "read sound")
 	}
 	defer remove()
 	args := append([]string{"-nostdin", "-threads", "2"}, reading()...)
@@ -318,7 +385,7 @@ func (r *Reader) decodeAudio(ctx context.Context, in Input) ([]byte, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		return nil, in.errorf(err, "decode sound")
+		return nil, in.errorf(KindCorrupt, err, "decode sound")
 	}
 	if err := r.checkWave(in, out.Bytes()); err != nil {
 		return nil, err
@@ -330,11 +397,11 @@ func (r *Reader) decodeAudio(ctx context.Context, in Input) ([]byte, error) {
 func (r *Reader) checkWave(in Input, wave []byte) error {
 	const byteRate = 28 // where FFmpeg's header has it
 	if len(wave) < 44 {
-		return in.errorf(nil, "it has no sound")
+		return in.errorf(KindUnsupported, nil, "it has no sound")
 	}
 	rate := float64(binary.LittleEndian.Uint32(wave[byteRate:]))
 	if rate <= 0 || float64(len(wave)-44)/rate > r.limits.MaxSeconds {
-		return in.errorf(nil, "it has more than the limit of %g seconds", r.limits.MaxSeconds)
+		return in.errorf(KindTooLarge, nil, "it has more than the limit of %g seconds", r.limits.MaxSeconds)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -98,6 +99,17 @@ type Choice struct {
 	Width, Height int
 	// Rate is how many frames of a folder are a second; 0: not known, and frames then have no times.
 	Rate float64
+	// Hold, where set, is called before frames are decoded with the bytes that they are going to take. It may wait; an error of
+	// it ends the reading and is returned as it is.
+	Hold func(ctx context.Context, bytes int64) error
+}
+
+// hold says what n frames of a size take.
+func (c *Choice) hold(ctx context.Context, n, width, height int) error {
+	if c.Hold == nil {
+		return nil
+	}
+	return c.Hold(ctx, 3*int64(n)*int64(width)*int64(height))
 }
 
 // DefaultFrames are chosen from a video where neither the model nor the user says how many; of a folder all are.
@@ -128,28 +140,68 @@ type Video struct {
 	Seconds []float64
 	Total   int     // frames of the video
 	FPS     float64 // of the video, its average; 0: not known
+	// Width and Height are pixels of the video as it is shown, whatever size its frames were made.
+	Width, Height int
+	Duration      float64 // seconds; 0: not known
 }
+
+// Kind says in a word what was wrong with a file.
+type Kind string
+
+// The kinds of failure. Their values are stable: scripts match on them.
+const (
+	KindMissing     Kind = "missing"            // there is no such file
+	KindUnreadable  Kind = "unreadable"         // permission, I/O, no regular file, or FFmpeg is not here
+	KindTooLarge    Kind = "too_large"          // bytes, seconds, frames or pixels exceed Limits
+	KindCorrupt     Kind = "corrupt"            // it contradicts its own format, or has none that is known
+	KindUnsupported Kind = "unsupported_format" // it is something else: a picture, a sound
+	KindChoice      Kind = "rejected"           // the frames that were asked for cannot be chosen
+	KindTimeout     Kind = "timeout"            // it took longer than Limits.Timeout
+)
 
 // Error is a file that could not be read.
 type Error struct {
+	Kind   Kind
 	Source string
 	Detail string
 	Err    error // may be nil
 }
 
-func (e *Error) Error() string {
-	text := e.Source + ": " + e.Detail
-	if e.Err != nil {
-		text += ": " + e.Err.Error()
+// What returns what is wrong, without the name of the file.
+func (e *Error) What() string {
+	if e.Err == nil {
+		return e.Detail
 	}
-	return text
+	return e.Detail + ": " + e.Err.Error()
+}
+
+func (e *Error) Error() string {
+	return e.Source + ": " + e.What()
 }
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-func (in Input) errorf(cause error, format string, args ...any) *Error {
-	return &Error{in.name(), fmt.Sprintf(format, args...), cause}
+func (in Input) errorf(kind Kind, cause error, format string, args ...any) *Error {
+	return &Error{kindOf(kind, cause), in.name(), fmt.Sprintf(format, args...), cause}
+}
+
+// kindOf is what a cause says of itself, else the kind given.
+func kindOf(kind Kind, cause error) Kind {
+	var picture *preprocess.Error
+	switch {
+	case errors.Is(cause, ErrNoFFmpeg):
+		return KindUnreadable
+	case errors.Is(cause, fs.ErrNotExist):
+		return KindMissing
+	case errors.Is(cause, errTime):
+		return KindTimeout
+	case errors.Is(cause, errOutput):
+		return KindTooLarge
+	case errors.As(cause, &picture):
+		return Kind(picture.Kind)
+	}
+	return kind
 }
 
 // Even returns the places of count frames of a video of total: np.arange(0, total, total/min(count, total)) cut to integers,
@@ -172,17 +224,17 @@ func (r *Reader) choose(in Input, c Choice, total int, fps float64) ([]int, erro
 	count := c.Frames
 	switch {
 	case c.Frames < 0 || c.FPS < 0 || math.IsNaN(c.FPS) || math.IsInf(c.FPS, 0):
-		return nil, in.errorf(nil, "%d frames and %v a second were asked for", c.Frames, c.FPS)
+		return nil, in.errorf(KindChoice, nil, "%d frames and %v a second were asked for", c.Frames, c.FPS)
 	case count > 0:
 	case c.FPS > 0 && fps <= 0:
-		return nil, in.errorf(nil, "%v frames a second were asked for, and how many it has is not known: choose a number of frames", c.FPS)
+		return nil, in.errorf(KindChoice, nil, "%v frames a second were asked for, and how many it has is not known: choose a number of frames", c.FPS)
 	case c.FPS > 0:
 		count = max(1, int(min(float64(total), float64(total)/fps*c.FPS)))
 	default:
 		count = total
 	}
 	if min(count, total) > r.limits.MaxFrames {
-		return nil, in.errorf(nil, "%d frames would be taken; the limit is %d", min(count, total), r.limits.MaxFrames)
+		return nil, in.errorf(KindTooLarge, nil, "%d frames would be taken; the limit is %d", min(count, total), r.limits.MaxFrames)
 	}
 	places := Even(total, count)
 	for len(places) > 0 && places[len(places)-1] >= total {
@@ -209,7 +261,7 @@ func (r *Reader) Video(ctx context.Context, in Input, c Choice) (*Video, error) 
 	if in.Path != "" {
 		info, err := os.Stat(in.Path)
 		if err != nil {
-			return nil, in.errorf(err, "open video")
+			return nil, in.errorf(KindUnreadable, err, "open video")
 		}
 		if info.IsDir() {
 			return r.folder(ctx, in, c)
@@ -225,7 +277,7 @@ func (r *Reader) Video(ctx context.Context, in Input, c Choice) (*Video, error) 
 	case len(head) >= 12 && string(head[:4]) == "RIFF" && string(head[8:12]) == "WEBP":
 		return r.webp(ctx, in, c)
 	case isPicture(head):
-		return nil, in.errorf(nil, "it is a picture; a video is a file of one, an animated GIF, or a folder of frames")
+		return nil, in.errorf(KindUnsupported, nil, "it is a picture; a video is a file of one, an animated GIF, or a folder of frames")
 	}
 	return r.decodeVideo(ctx, in, c)
 }
@@ -252,28 +304,28 @@ func isPicture(head []byte) bool {
 func (r *Reader) head(in Input) ([]byte, error) {
 	if in.Path == "" {
 		if int64(len(in.Data)) > r.limits.MaxBytes {
-			return nil, in.errorf(nil, "%d bytes; the limit is %d", len(in.Data), r.limits.MaxBytes)
+			return nil, in.errorf(KindTooLarge, nil, "%d bytes; the limit is %d", len(in.Data), r.limits.MaxBytes)
 		}
 		return in.Data[:min(len(in.Data), 1<<12)], nil
 	}
 	info, err := os.Stat(in.Path)
 	switch {
 	case err != nil:
-		return nil, in.errorf(err, "open")
+		return nil, in.errorf(KindUnreadable, err, "open")
 	case !info.Mode().IsRegular():
-		return nil, in.errorf(nil, "it is no file")
+		return nil, in.errorf(KindUnreadable, nil, "it is no file")
 	case info.Size() > r.limits.MaxBytes:
-		return nil, in.errorf(nil, "%d bytes; the limit is %d", info.Size(), r.limits.MaxBytes)
+		return nil, in.errorf(KindTooLarge, nil, "%d bytes; the limit is %d", info.Size(), r.limits.MaxBytes)
 	}
 	f, err := os.Open(in.Path)
 	if err != nil {
-		return nil, in.errorf(err, "open")
+		return nil, in.errorf(KindUnreadable, err, "open")
 	}
 	defer f.Close()
 	head := make([]byte, 1<<12)
 	n, err := f.ReadAt(head, 0)
 	if n == 0 {
-		return nil, in.errorf(err, "read")
+		return nil, in.errorf(KindUnreadable, err, "read")
 	}
 	return head[:n], nil
 }
@@ -285,7 +337,7 @@ func (r *Reader) bytes(in Input) ([]byte, error) {
 	}
 	data, err := os.ReadFile(in.Path)
 	if err != nil {
-		return nil, in.errorf(err, "read")
+		return nil, in.errorf(KindUnreadable, err, "read")
 	}
 	return data, nil
 }
@@ -295,16 +347,19 @@ func (r *Reader) bytes(in Input) ([]byte, error) {
 func (r *Reader) folder(ctx context.Context, in Input, c Choice) (*Video, error) {
 	entries, err := os.ReadDir(in.Path)
 	if err != nil {
-		return nil, in.errorf(err, "read folder of frames")
+		return nil, in.errorf(KindUnreadable, err, "read folder of frames")
 	}
 	if len(entries) == 0 || len(entries) > maxFiles {
-		return nil, in.errorf(nil, "the folder holds %d files; a video has 1 to %d frames", len(entries), maxFiles)
+		return nil, in.errorf(KindTooLarge, nil, "the folder holds %d files; a video has 1 to %d frames", len(entries), maxFiles)
 	}
 	places, err := r.choose(in, c, len(entries), c.Rate)
 	if err != nil {
 		return nil, err
 	}
 	v := &Video{Indices: places, Seconds: seconds(places, c.Rate), Total: len(entries), FPS: c.Rate}
+	if c.Rate > 0 {
+		v.Duration = float64(len(entries)) / c.Rate
+	}
 	for _, p := range places {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -312,17 +367,24 @@ func (r *Reader) folder(ctx context.Context, in Input, c Choice) (*Video, error)
 		path := filepath.Join(in.Path, entries[p].Name())
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, in.errorf(err, "read frame")
+			return nil, in.errorf(KindUnreadable, err, "read frame")
 		}
 		if !info.Mode().IsRegular() || info.Size() > preprocess.DefaultMaxBytes {
-			return nil, in.errorf(nil, "%s is no picture file of at most %d bytes", entries[p].Name(), preprocess.DefaultMaxBytes)
+			return nil, in.errorf(KindTooLarge, nil, "%s is no picture file of at most %d bytes", entries[p].Name(), preprocess.DefaultMaxBytes)
 		}
 		data, err := os.ReadFile(path)
 		if err != nil {
-			return nil, in.errorf(err, "read frame")
+			return nil, in.errorf(KindUnreadable, err, "read frame")
 		}
-		if _, err := preprocess.Header(bytes.NewReader(data)); err != nil {
-			return nil, in.errorf(err, "%s", entries[p].Name())
+		head, err := preprocess.Header(bytes.NewReader(data))
+		if err != nil {
+			return nil, in.errorf(KindCorrupt, err, "%s", entries[p].Name())
+		}
+		if len(v.Frames) == 0 {
+			v.Width, v.Height = head.Upright()
+			if err := c.hold(ctx, len(places), v.Width, v.Height); err != nil {
+				return nil, err
+			}
 		}
 		v.Frames, v.Names = append(v.Frames, data), append(v.Names, path)
 	}

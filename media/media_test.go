@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -273,26 +274,27 @@ func TestRefusals(t *testing.T) {
 		in   Input
 		c    Choice
 		want string
+		kind Kind
 	}{
-		{"without ffmpeg", none, Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "apt-get install ffmpeg"},
-		{"a picture", none, Input{Path: mediaFile("cat.png")}, Choice{}, "it is a picture"},
-		{"half a WebP", none, Input{Data: []byte("RIFF\x00\x00\x00\x00WEBPVP8X"), Source: "x"}, Choice{}, "truncated"},
-		{"other files in a folder", none, Input{Path: mixed}, Choice{}, "notes.txt"},
-		{"nothing there", none, Input{Path: filepath.Join(dir, "absent")}, Choice{}, "no such file"},
-		{"too many bytes", New(Options{Limits: Limits{MaxBytes: 10}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "the limit is 10"},
-		{"too many frames", New(Options{Limits: Limits{MaxFrames: 4}}), Input{Path: mediaFile("video_pan8")}, Choice{}, "the limit is 4"},
-		{"too many pixels", New(Options{Limits: Limits{MaxPixels: 100}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "limits"},
-		{"frames a second of a folder", none, Input{Path: mediaFile("video_pan8")}, Choice{FPS: 2}, "not known"},
-		{"nonsense", none, Input{Path: mediaFile("video_pan8")}, Choice{Frames: -1}, "asked for"},
-		{"another program", New(Options{FFmpeg: "/bin/echo"}), Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "ffmpeg"},
+		{"without ffmpeg", none, Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "apt-get install ffmpeg", KindUnreadable},
+		{"a picture", none, Input{Path: mediaFile("cat.png")}, Choice{}, "it is a picture", KindUnsupported},
+		{"half a WebP", none, Input{Data: []byte("RIFF\x00\x00\x00\x00WEBPVP8X"), Source: "x"}, Choice{}, "truncated", Kind(preprocess.KindTruncated)},
+		{"other files in a folder", none, Input{Path: mixed}, Choice{}, "notes.txt", Kind(preprocess.KindNotPicture)},
+		{"nothing there", none, Input{Path: filepath.Join(dir, "absent")}, Choice{}, "no such file", KindMissing},
+		{"too many bytes", New(Options{Limits: Limits{MaxBytes: 10}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "the limit is 10", KindTooLarge},
+		{"too many frames", New(Options{Limits: Limits{MaxFrames: 4}}), Input{Path: mediaFile("video_pan8")}, Choice{}, "the limit is 4", KindTooLarge},
+		{"too many pixels", New(Options{Limits: Limits{MaxPixels: 100}}), Input{Path: mediaFile("video_pan8.gif")}, Choice{}, "limits", KindTooLarge},
+		{"frames a second of a folder", none, Input{Path: mediaFile("video_pan8")}, Choice{FPS: 2}, "not known", KindChoice},
+		{"nonsense", none, Input{Path: mediaFile("video_pan8")}, Choice{Frames: -1}, "asked for", KindChoice},
+		{"another program", New(Options{FFmpeg: "/bin/echo"}), Input{Path: mediaFile("shapes_64x48_30f.mp4")}, Choice{}, "ffmpeg", KindUnreadable},
 	} {
 		_, err := c.r.Video(t.Context(), c.in, c.c)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q in it", c.name, err, c.want)
 		}
 		var e *Error
-		if !errors.As(err, &e) {
-			t.Errorf("%s: %T", c.name, err)
+		if !errors.As(err, &e) || e.Kind != c.kind {
+			t.Errorf("%s: %T, kind %q, want %q", c.name, err, e.Kind, c.kind)
 		}
 	}
 	if _, err := none.Audio(t.Context(), Input{Path: mediaFile("shapes_64x48_30f.mp4")}); !errors.Is(err, ErrNoFFmpeg) {
@@ -332,6 +334,59 @@ func TestHostileFiles(t *testing.T) {
 		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "the limit of 2 seconds") {
 			t.Errorf("a sound of 3 seconds, limit %v: %v", seconds, err)
 		}
+	}
+}
+
+// What a video is beside its frames, which Hold is asked about before any is decoded; and two readings of a broken file, from
+// its path and from its bytes, complain in the same words.
+func TestWhatIsKnownOfAVideo(t *testing.T) {
+	needFFmpeg(t)
+	r := New(Options{})
+	clip := mediaFile("shapes_64x48_30f.mp4")
+	var held int64
+	v, err := r.Video(t.Context(), Input{Path: clip}, Choice{Frames: 4, Hold: func(_ context.Context, n int64) error { held += n; return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Width != 64 || v.Height != 48 || math.Abs(v.Duration-3) > 0.1 || held != 4*3*64*48 {
+		t.Errorf("%d×%d, %v seconds, %d bytes held", v.Width, v.Height, v.Duration, held)
+	}
+	full := errors.New("no room")
+	if _, err := r.Video(t.Context(), Input{Path: clip}, Choice{Hold: func(context.Context, int64) error { return full }}); !errors.Is(err, full) {
+		t.Errorf("without room: %v", err)
+	}
+	turned := filepath.Join(t.TempDir(), "turned.mp4")
+	if out, err := exec.Command("ffmpeg", "-v", "error", "-i", clip, "-c", "copy", "-metadata:s:v:0", "rotate=90", turned).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if v, err := r.Video(t.Context(), Input{Path: turned}, Choice{Frames: 1}); err != nil || v.Width != 48 || v.Height != 64 {
+		t.Errorf("turned: %+v %v", v, err)
+	} else if head, err := preprocess.Header(bytes.NewReader(v.Frames[0])); err != nil || head.Width != 48 {
+		t.Errorf("its frame: %+v %v", head, err)
+	}
+	for path, want := range map[string]bool{clip: true, mediaFile("video_pan8.gif"): false, mediaFile("video_pan8"): false, mediaFile("shapes_64x48_30f.wav"): true} {
+		if got, err := r.HasSound(t.Context(), Input{Path: path}); err != nil || got != want {
+			t.Errorf("%s has sound: %v %v", path, got, err)
+		}
+	}
+	raw, err := os.ReadFile(clip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := filepath.Join(t.TempDir(), "cut.mp4")
+	if err := os.WriteFile(cut, raw[:len(raw)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for _, in := range []Input{{Path: cut}, {Data: raw[:len(raw)/2], Source: "x"}} {
+		var e *Error
+		if _, err := r.Video(t.Context(), in, Choice{}); !errors.As(err, &e) || e.Kind != KindCorrupt {
+			t.Fatalf("half a file: %v", err)
+		}
+		texts = append(texts, e.What())
+	}
+	if texts[0] != texts[1] || strings.Contains(texts[0], "0x") {
+		t.Errorf("two readings complain differently: %q", texts)
 	}
 }
 

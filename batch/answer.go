@@ -13,6 +13,8 @@ import (
 
 	"glimpse/batch/row"
 	"glimpse/engine"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Embedder is a Captioner that embeds pictures.
@@ -35,6 +37,9 @@ type Answerer struct {
 	tools Tools
 	// Busy, where set, is called after each request with the time in which it was inside the model.
 	Busy func(from, to time.Time)
+	// frames counts the bytes of decoded frames that are held, of memory in all.
+	frames *semaphore.Weighted
+	memory int64
 }
 
 // NewAnswerer checks that the model can do what is asked of it.
@@ -46,47 +51,83 @@ func NewAnswerer(model Captioner, ask Ask, tools Tools) (*Answerer, error) {
 	if _, ok := model.(Scorer); ask.ITM && (!ok || m.Scoring == nil) {
 		return nil, fmt.Errorf("%w: %s has no scoring heads", ErrInput, model.Name())
 	}
-	return &Answerer{model: model, ask: ask.with(model), tools: tools}, nil
+	if ask.Boxes && m.Boxes == nil {
+		return nil, fmt.Errorf("%w: %s points at nothing: its answers hold no boxes", ErrInput, model.Name())
+	}
+	return &Answerer{model: model, ask: ask.with(model), tools: tools, frames: semaphore.NewWeighted(defaultMemory), memory: defaultMemory}, nil
 }
 
 // Ask is what is asked of each picture, with what the model knows filled in.
 func (a *Answerer) Ask() Ask { return a.ask }
 
-// Answer asks every prompt about the picture.
+// Answer asks every prompt about the picture or video.
 func (a *Answerer) Answer(ctx context.Context, task row.Task) (*row.Answer, func(), error) {
 	start := time.Now()
 	answer := &row.Answer{}
-	for _, prompt := range a.ask.Prompts {
-		c, err := a.one(ctx, task, prompt)
+	if err := a.fill(ctx, task, answer); err != nil {
+		problem, err := a.judge(ctx, err)
 		if err != nil {
-			problem, err := a.judge(ctx, err)
-			if err != nil {
-				return nil, nil, err
-			}
-			answer.Captions, answer.Error = nil, problem
-			break
+			return nil, nil, err
 		}
-		answer.Captions = append(answer.Captions, *c)
-	}
-	if answer.Error == nil {
-		if err := a.heads(ctx, task, answer); err != nil {
-			problem, err := a.judge(ctx, err)
-			if err != nil {
-				return nil, nil, err
-			}
-			answer.Captions, answer.Error = nil, problem
-		}
+		answer.Captions, answer.Embedding, answer.ITM, answer.Error = nil, nil, nil, problem
 	}
 	answer.MS = milliseconds(time.Since(start))
 	return answer, func() {}, nil
+}
+
+// fill asks everything that is asked.
+func (a *Answerer) fill(ctx context.Context, task row.Task, answer *row.Answer) error {
+	var clip *Clip
+	if task.Clip {
+		var held int64
+		defer func() { a.frames.Release(held) }()
+		read, err := a.clip(ctx, task, &held)
+		if err != nil {
+			return err
+		}
+		clip = read
+		answer.Clip, answer.Width, answer.Height = &clip.Seen, clip.Width, clip.Height
+	}
+	for _, prompt := range a.ask.Prompts {
+		c, err := a.one(ctx, task, clip, prompt)
+		if err != nil {
+			return err
+		}
+		answer.Captions = append(answer.Captions, *c)
+	}
+	return a.heads(ctx, task, answer)
+}
+
+// clip decodes a video's frames when there is room for them. What is held is released by the caller; nothing else is
+// waited for while it is held but the model, which needs no room of this kind.
+func (a *Answerer) clip(ctx context.Context, task row.Task, held *int64) (*Clip, error) {
+	switch {
+	case a.tools.Clip == nil || a.model.Manifest().Prompt.Template == "":
+		return nil, &row.ItemError{Kind: row.KindVideo, Message: "it is a video, and this model takes none"}
+	case a.ask.Embedding || a.ask.ITM:
+		return nil, &row.ItemError{Kind: row.KindRejected, Message: "videos have no embedding and no score"}
+	}
+	return readClip(ctx, a.tools, a.ask, task, func(ctx context.Context, bytes int64) error {
+		bytes = min(bytes, a.memory)
+		if err := a.frames.Acquire(ctx, bytes); err != nil {
+			return err
+		}
+		*held = bytes
+		return nil
+	})
 }
 
 func milliseconds(d time.Duration) float64 {
 	return math.Round(10*float64(d)/float64(time.Millisecond)) / 10
 }
 
-func (a *Answerer) one(ctx context.Context, task row.Task, prompt string) (*row.Caption, error) {
-	req := Request(a.model.Manifest(), []engine.Picture{a.picture(task)}, prompt)
+func (a *Answerer) one(ctx context.Context, task row.Task, clip *Clip, prompt string) (*row.Caption, error) {
+	var req engine.Request
+	if clip != nil {
+		req = clipRequest(clip, prompt)
+	} else {
+		req = Request(a.model.Manifest(), []engine.Picture{a.picture(task)}, prompt)
+	}
 	req.MaxTokens = a.ask.MaxTokens
 	var logprob float64
 	if a.ask.Logprob {
@@ -106,7 +147,18 @@ func (a *Answerer) one(ctx context.Context, task row.Task, prompt string) (*row.
 		logprob = math.Round(logprob*1000) / 1000
 		c.Logprob = &logprob
 	}
+	if a.ask.Boxes {
+		c.Boxes = boxesOf(result.Boxes)
+	}
 	return c, nil
+}
+
+func boxesOf(boxes []engine.Box) []row.Box {
+	var list []row.Box
+	for _, b := range boxes {
+		list = append(list, row.Box{Label: b.Label, X1: b.X1, Y1: b.Y1, X2: b.X2, Y2: b.Y2, Points: b.Points, Frame: b.Picture})
+	}
+	return list
 }
 
 // inModel is when a request was inside the model: at its end, but for what it prepared and waited for before.
@@ -154,6 +206,11 @@ func (a *Answerer) judge(ctx context.Context, err error) (*row.ItemError, error)
 		return nil, ctx.Err()
 	case errors.Is(err, engine.ErrClosed), errors.Is(err, engine.ErrNoDecoder), errors.Is(err, engine.ErrNoPictures), errors.Is(err, engine.ErrNoScores):
 		return nil, err // no picture would fare better
+	case errors.Is(err, ErrTool):
+		return nil, err // another machine may read it
+	}
+	if item := (*row.ItemError)(nil); errors.As(err, &item) {
+		return item, nil
 	}
 	return requestError(err, a.tools.PictureKind), nil
 }

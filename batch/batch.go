@@ -60,6 +60,7 @@ type Pixels struct {
 type Look struct {
 	Width, Height int // pixels, as the picture is shown
 	Tiles         int // that the model's recipe cuts it into; 0: not known
+	Animated      bool
 }
 
 // Ask is what is asked about each picture, and how.
@@ -70,11 +71,13 @@ type Ask struct {
 	Logprob    bool     // rows have the log-probability of their captions
 	Embedding  bool     // rows have the picture's embedding; the model must be an Embedder
 	ITM        bool     // rows have the score of picture and caption; the model must be a Scorer
-	ModelHash  string   // identifies the model's files in rows and keys; "": its name alone
-	ModelName  string   // "": the Captioner's
+	Boxes      bool     // rows have the boxes of their captions; the model's answers must hold some
+	Clips      ClipChoice
+	ModelHash  string // identifies the model's files in rows and keys; "": its name alone
+	ModelName  string // "": the Captioner's
 }
 
-// Tools are what this package needs done to pictures. Any may be nil.
+// Tools are what this package needs done to pictures and videos. Any may be nil.
 type Tools struct {
 	// Inspect reads a picture's header. nil: rows have width and height 0.
 	Inspect func(data []byte, ignoreEXIF bool) (Look, error)
@@ -82,6 +85,10 @@ type Tools struct {
 	Decode func(ctx context.Context, data []byte, ignoreEXIF bool) (*Pixels, error)
 	// PictureKind says in a word why a picture was refused, from the error of Decode or Generate; "" where it does not know.
 	PictureKind func(error) string
+	// Clip decodes what a model is shown of a video; it is nil for models that take none. hold, which may be nil, is called
+	// before frames are decoded with the bytes that they take, and may wait. A *row.ItemError is the video's fault, and ErrTool
+	// says that this machine reads none.
+	Clip func(ctx context.Context, in ClipFile, choice ClipChoice, ignoreEXIF bool, hold func(ctx context.Context, bytes int64) error) (*Clip, error)
 }
 
 // Kinds of Options.Dedupe.
@@ -110,7 +117,9 @@ type Options struct {
 
 	Parallel int   // requests in flight; 0: 8. A few more than the engine's slots keep pictures prepared ahead.
 	MaxBytes int64 // largest picture file read; 0: 64 MiB
-	Memory   int64 // bytes of pictures held at once, but for a single larger one; 0: 512 MiB
+	MaxClip  int64 // largest video read; 0: 1 GiB
+	// Memory is the bytes of pictures held at once, but for a single larger one, and of decoded frames as many again; 0: 512 MiB.
+	Memory int64
 
 	Progress func(Progress) // called from one goroutine after every row; nil: nobody watches
 	// Watch gets every row of this run in order, with a thumbnail's pixels where Thumbnail asked for one; nil: nobody watches.
@@ -169,7 +178,8 @@ func Run(ctx context.Context, answerer row.Answerer, o Options) (*Summary, error
 	if err := o.validate(); err != nil {
 		return &Summary{}, err
 	}
-	o.Source.MaxBytes = o.MaxBytes
+	o.Source.MaxBytes, o.Source.MaxClip = o.MaxBytes, o.MaxClip
+	o.Source.Videos = o.Tools.Clip != nil && !o.Clips.Off
 	inputs, err := source.New(o.Inputs, o.Source)
 	if err != nil {
 		return &Summary{}, asInput(err, source.ErrInput)
@@ -179,6 +189,7 @@ func Run(ctx context.Context, answerer row.Answerer, o Options) (*Summary, error
 	if r.out, err = sink.Open(ctx, o.Sink); err != nil {
 		return &Summary{}, asInput(err, sink.ErrInput)
 	}
+	r.reader.KeepBytes = r.out.NeedsData()
 	err = r.run(ctx)
 	if err == nil {
 		err = r.out.Finish()
@@ -220,6 +231,9 @@ func (a Ask) with(model Captioner) Ask {
 // Hash identifies the prompts and every setting that changes an answer.
 func (a *Ask) Hash() string {
 	parts := []string{"glimpse ask 1", strconv.Itoa(a.MaxTokens), strconv.FormatBool(a.IgnoreEXIF)}
+	if c := a.Clips; c != (ClipChoice{}) { // defaults keep the hash that they had before there were videos
+		parts = append(parts, fmt.Sprintf("clips %v %d %g %g", c.Off, c.Frames, c.FPS, c.Rate))
+	}
 	return row.Hash(append(parts, a.Prompts...)...)
 }
 
@@ -250,6 +264,9 @@ func withDefaults(o Options) Options {
 	}
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = DefaultMaxBytes
+	}
+	if o.MaxClip <= 0 {
+		o.MaxClip = DefaultMaxClip
 	}
 	if o.Memory <= 0 {
 		o.Memory = defaultMemory

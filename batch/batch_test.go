@@ -55,7 +55,14 @@ func (f *fake) Generate(ctx context.Context, req engine.Request) (*engine.Result
 		}
 	}
 	content := req.Messages[0].Content
-	text := string(content[0].Picture.Data)
+	text := ""
+	if content[0].Type == engine.PartVideo {
+		for _, frame := range content[0].Frames {
+			text += string(frame.Data)
+		}
+	} else {
+		text = string(content[0].Picture.Data)
+	}
 	if f.hook != nil {
 		if err := f.hook(ctx, text); err != nil {
 			return nil, err
@@ -76,7 +83,8 @@ func (f *fake) Generate(ctx context.Context, req engine.Request) (*engine.Result
 	case strings.HasPrefix(text, "broken"):
 		return nil, errors.New("the native call failed")
 	}
-	return &engine.Result{Text: "<" + text + "> & " + content[1].Text, Usage: engine.Usage{CompletionTokens: len(text)}}, nil
+	said := "<" + text + "> & " + content[len(content)-1].Text
+	return &engine.Result{Text: said, Boxes: []engine.Box{{Label: "it", X1: 1, Y1: 2, X2: 3, Y2: len(text)}}, Usage: engine.Usage{CompletionTokens: len(text)}}, nil
 }
 
 // pictures writes files with the contents and returns their folder.

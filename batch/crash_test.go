@@ -47,7 +47,7 @@ func plant(t testing.TB, dir string, files map[string]string) {
 	for name, content := range files {
 		path := filepath.Join(dir, name)
 		write(t, path, content)
-		if strings.HasSuffix(name, ".png") { // the pictures are those that were there before, and have their times
+		if strings.HasPrefix(filepath.ToSlash(name), "pictures/") || strings.HasPrefix(name, "/pictures/") { // the pictures are those that were there before, and have their times
 			if err := os.Chtimes(path, time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
 				t.Fatal(err)
 			}
@@ -97,10 +97,13 @@ func killAnywhere(t *testing.T, format, mode string) {
 	drawn := map[string]string{}
 	for i, c := range mixed(47) {
 		drawn[fmt.Sprintf("pictures/%04d.png", i)] = c
+		if i%9 == 5 { // and videos, one of them there twice, one corrupt
+			drawn[fmt.Sprintf("pictures/%04d-clip.mp4", i)] = clipHead + []string{"walks", "runs", "walks", "corrupt", ""}[i/9%5]
+		}
 	}
 	plant(t, world, drawn)
 	options := func(step func(string)) Options {
-		return Options{Inputs: []string{pictures}, Parallel: 3, Reproducible: true, Dedupe: DedupeExact,
+		return Options{Inputs: []string{pictures}, Parallel: 3, Reproducible: true, Dedupe: DedupeExact, Tools: Tools{Clip: fakeClip},
 			Sink: sink.Options{Out: out, Format: format, PartRows: 7, OnExisting: mode, Hook: step}}
 	}
 	if mode != sink.Skip { // there are rows already, of another run

@@ -55,3 +55,12 @@ func TestEmbeddingAndScore(t *testing.T) {
 		t.Errorf("a model without this score: %v", err)
 	}
 }
+
+// pointing is a fake whose answers hold boxes.
+type pointing struct{ fake }
+
+func (p *pointing) Manifest() *manifest.Manifest {
+	m := p.fake.Manifest()
+	m.Boxes = &manifest.Boxes{}
+	return m
+}

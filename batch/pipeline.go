@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,7 @@ type job struct {
 	data    []byte
 	cost    int64 // of Options.Memory
 	tiles   int
+	clip    *picture // of a video: what was read of it
 	row     Row
 	thumb   []byte
 	skip    bool   // the row is there already
@@ -79,7 +81,7 @@ type runner struct {
 func newRunner(o Options, answerer row.Answerer, inputs *source.Source) *runner {
 	r := &runner{opts: o, promptHash: o.Ask.Hash(), answerer: answerer, source: inputs, listed: map[row.Key]struct{}{},
 		memory: semaphore.NewWeighted(o.Memory), start: time.Now()}
-	r.reader = Reader{Ask: o.Ask, Tools: o.Tools, PHash: o.PHash, Store: o.Source.Store, Limit: o.MaxBytes}
+	r.reader = Reader{Ask: o.Ask, Tools: o.Tools, PHash: o.PHash, Store: o.Source.Store, Limit: o.MaxBytes, MaxClip: o.MaxClip}
 	r.originals = newOriginals(o.Dedupe, o.Distance)
 	r.summary.Errors = map[string]int64{}
 	if o.Reproducible {
@@ -87,6 +89,8 @@ func newRunner(o Options, answerer row.Answerer, inputs *source.Source) *runner 
 	}
 	if local, ok := answerer.(*Answerer); ok {
 		local.Busy = r.busy.add
+		local.frames = semaphore.NewWeighted(o.Memory)
+		local.memory = o.Memory
 	}
 	return r
 }
@@ -231,14 +235,41 @@ func (r *runner) cost(j *job) int64 {
 	switch {
 	case j.data != nil:
 		return int64(len(j.data))
+	case j.item.Ref != "" && j.item.Size > 0:
+		return j.item.Size
 	case j.item.Ref != "":
 		return 1 << 20
 	}
 	info, err := os.Stat(j.item.Path)
-	if err != nil || info.Size() > r.opts.MaxBytes || info.Size() < 1 {
+	switch {
+	case err != nil || info.Size() < 1:
+		return 1
+	case r.opts.Source.Videos && (info.IsDir() || source.IsVideoName(j.item.Path)):
+		return r.clipCost(j.item.Path, info)
+	case info.Size() > r.opts.MaxBytes:
 		return 1
 	}
 	return info.Size()
+}
+
+// clipCost is what a video on this machine takes: nothing much, unless its bytes are wanted.
+func (r *runner) clipCost(path string, info os.FileInfo) int64 {
+	if !r.reader.KeepBytes {
+		return 1
+	}
+	size := info.Size()
+	if info.IsDir() {
+		entries, _ := os.ReadDir(path)
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil {
+				size += info.Size()
+			}
+		}
+	}
+	if size > r.opts.MaxClip {
+		return 1
+	}
+	return size
 }
 
 // byReference reports whether a worker may read the picture: nothing here needs its bytes.
@@ -274,6 +305,9 @@ func (r *runner) look(ctx context.Context, j *job) {
 		return
 	}
 	j.data, j.tiles = p.data, p.look.Tiles
+	if p.clip {
+		j.clip = &picture{file: p.file, version: p.version}
+	}
 	if p.pixels != nil {
 		j.thumb = r.opts.Thumbnail(j.key, p.pixels)
 	}
@@ -318,6 +352,12 @@ func (r *runner) ask(ctx context.Context, ready *shelf, finished chan<- *job) er
 		if j.data != nil {
 			task.Ref = ""
 		}
+		if j.clip != nil {
+			task.Clip, task.File, task.Version = true, j.clip.file, j.clip.version
+			if task.File != "" && task.Data == nil {
+				task.Copy = copyOf(task.File, task.Version)
+			}
+		}
 		answer, done, err := r.answerer.Answer(ctx, task)
 		if err != nil {
 			return err
@@ -340,14 +380,17 @@ func (r *runner) idle(now time.Time) float64 {
 
 // fill takes an answer into its row.
 func (r *runner) fill(to *Row, a *row.Answer) {
-	to.MS += a.MS
+	to.MS = math.Round(10*(to.MS+a.MS)) / 10
 	if a.Read != nil {
 		to.SHA256, to.Width, to.Height, to.PHash = a.Read.SHA256, a.Read.Width, a.Read.Height, a.Read.PHash
+	}
+	if a.Clip != nil {
+		to.Clip, to.Width, to.Height = a.Clip, a.Width, a.Height
 	}
 	if to.Error = a.Error; a.Error != nil || len(a.Captions) == 0 {
 		return
 	}
-	to.Caption = a.Captions[0].Caption
+	to.Caption, to.Boxes = a.Captions[0].Caption, a.Captions[0].Boxes
 	var logprob float64
 	for i := range a.Captions {
 		if a.Captions[i].Logprob != nil && r.opts.Logprob {

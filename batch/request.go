@@ -33,6 +33,14 @@ func Request(m *manifest.Manifest, pictures []engine.Picture, prompt string) eng
 	for i := range pictures {
 		content = append(content, engine.Part{Type: engine.PartImage, Picture: &pictures[i]})
 	}
-	content = append(content, engine.Part{Type: engine.PartText, Text: prompt})
-	return engine.Request{Messages: []engine.Message{{Role: "user", Content: content}}}
+	return message(content, prompt)
+}
+
+// clipRequest asks prompt about a video.
+func clipRequest(clip *Clip, prompt string) engine.Request { return message(clip.parts(), prompt) }
+
+// message is parts and the text behind them.
+func message(parts []engine.Part, prompt string) engine.Request {
+	parts = append(parts, engine.Part{Type: engine.PartText, Text: prompt})
+	return engine.Request{Messages: []engine.Message{{Role: "user", Content: parts}}}
 }

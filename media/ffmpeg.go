@@ -349,11 +349,11 @@ func (r *Reader) HasSound(ctx context.Context, in Input) (bool, error) {
 	}
 	t, err := r.Tools(ctx)
 	if err != nil {
-		return false, in.errorf(KindUnreadable, err, "read sound")
+		return false, in.errorf(KindUnreadable, err, "read video")
 	}
 	file, remove, err := r.file(in)
 	if err != nil {
-		return false, in.errorf(KindUnreadable, err, "read sound")
+		return false, in.errorf(KindUnreadable, err, "read video")
 	}
 	defer remove()
 	var out bytes.Buffer
@@ -362,7 +362,7 @@ func (r *Reader) HasSound(ctx context.Context, in Input) (bool, error) {
 		if ctx.Err() != nil {
 			return false, err
 		}
-		return false, in.errorf(KindCorrupt, err, "read sound")
+		return false, in.errorf(KindCorrupt, err, "read video")
 	}
 	return len(bytes.TrimSpace(out.Bytes())) > 0, nil
 }

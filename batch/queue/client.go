@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -153,7 +154,11 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 	object := subjectSafe(c.job.ID) + "-" + key
 	for attempt := 0; ; attempt++ {
 		if !known {
-			if err := c.send(ctx, task, key, object, attempt); err != nil {
+			err := c.send(ctx, task, key, object, attempt)
+			if problem := (*row.ItemError)(nil); errors.As(err, &problem) {
+				return &row.Answer{Error: problem}, func() { c.drop(key) }, nil
+			}
+			if err != nil {
 				return nil, nil, err
 			}
 		}
@@ -162,7 +167,7 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 		case a := <-to:
 			timer.Stop()
 			c.answered.Add(1)
-			return a.answer, func() { c.release(key, object, task.Ref == "" && len(task.Data) > inline, a.msg) }, nil
+			return a.answer, func() { c.release(key, object, task.Ref == "" && (len(task.Data) > inline || task.Copy != nil), a.msg) }, nil
 		case <-timer.C:
 			c.o.Logger.Warn("queue: no result, publishing again", "id", task.ID)
 		case <-ctx.Done():
@@ -174,17 +179,14 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 
 // send stores the picture and then its task.
 func (c *Client) send(ctx context.Context, task row.Task, key, object string, attempt int) error {
-	m := message{Job: c.job.ID, Key: key, ID: task.ID, Source: task.Source, Ref: task.Ref, Tiles: task.Tiles, Ask: c.job.Ask}
+	m := message{Job: c.job.ID, Key: key, ID: task.ID, Source: task.Source, Ref: task.Ref, Tiles: task.Tiles, Clip: task.Clip, Ask: c.job.Ask}
 	switch {
 	case task.Ref != "":
-	case len(task.Data) <= inline:
+	case len(task.Data) <= inline && task.Copy == nil:
 		m.Data = task.Data
 	default:
 		m.Object = object
-		err := c.again(ctx, "store the picture "+task.ID, func(ctx context.Context) error {
-			_, err := c.objects.Put(ctx, jetstream.ObjectMeta{Name: object}, bytes.NewReader(task.Data))
-			return err
-		})
+		err := c.againFor(ctx, "store the picture "+task.ID, objectPatience, func(ctx context.Context) error { return c.store(ctx, object, task) })
 		if err != nil {
 			return err
 		}
@@ -199,6 +201,35 @@ func (c *Client) send(ctx context.Context, task row.Task, key, object string, at
 	}
 	c.published.Add(1)
 	return nil
+}
+
+// store puts a picture's or video's bytes into the bucket.
+func (c *Client) store(ctx context.Context, object string, task row.Task) error {
+	if task.Copy == nil {
+		_, err := c.objects.Put(ctx, jetstream.ObjectMeta{Name: object}, bytes.NewReader(task.Data))
+		return err
+	}
+	out, in := io.Pipe()
+	failed := make(chan error, 1)
+	go func() {
+		err := task.Copy(in)
+		in.CloseWithError(err) // nil: the end
+		failed <- err
+	}()
+	_, err := c.objects.Put(ctx, jetstream.ObjectMeta{Name: object}, out)
+	out.CloseWithError(err)
+	// Why the file could not be read says more than that its copy came to no end.
+	if reading := <-failed; errors.As(reading, new(*row.ItemError)) {
+		return reading
+	}
+	return err
+}
+
+// drop forgets a task that was not published.
+func (c *Client) drop(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiting, key)
 }
 
 // release lets the server forget what belongs to a row that is durable. What fails here is tidied up by Finish.

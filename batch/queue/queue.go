@@ -93,7 +93,8 @@ type message struct {
 	Object string          `json:"object,omitempty"` // lies in the bucket of pictures; or
 	Ref    string          `json:"ref,omitempty"`    // the address of an object in an object store
 	Tiles  int             `json:"tiles,omitempty"`
-	Ask    json.RawMessage `json:"ask"` // what is asked of the model; the coordinator's and the worker's business
+	Clip   bool            `json:"clip,omitempty"` // it is a video, or a tar file of its frames
+	Ask    json.RawMessage `json:"ask"`            // what is asked of the model; the coordinator's and the worker's business
 }
 
 // result is an answer on the wire.
@@ -204,15 +205,23 @@ func (l *link) makeStreams(ctx context.Context) error {
 // again does something until it works or ctx is done: the server may be away for a while, and what is published has a
 // message id, so that once too often does no harm.
 func (l *link) again(ctx context.Context, what string, f func(ctx context.Context) error) error {
+	return l.againFor(ctx, what, time.Minute, f)
+}
+
+// objectPatience is how long the last attempts to move a large picture or a video may take.
+const objectPatience = 20 * time.Minute
+
+// againFor is again with attempts of at most so long. An *row.ItemError is final.
+func (l *link) againFor(ctx context.Context, what string, longest time.Duration, f func(ctx context.Context) error) error {
 	pause, patience := 50*time.Millisecond, 3*time.Second
-	for ; ; patience = min(2*patience, time.Minute) { // a large picture over a slow line gets the time it needs
+	for ; ; patience = min(2*patience, longest) { // a large picture over a slow line gets the time it needs
 		attempt, cancel := context.WithTimeout(ctx, patience)
 		err := f(attempt)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return errors.Join(ctx.Err(), err)
 		}
-		if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
+		if errors.As(err, new(*row.ItemError)) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrMaxPayload) {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		l.o.Logger.Debug("queue: trying again", "what", what, "error", err)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,6 +129,55 @@ func TestAnswersComeBack(t *testing.T) {
 	}
 	if len(s.Workers) != 2 || len(s.Jobs) != 1 || s.Jobs[0].ID != "job" {
 		t.Errorf("status %+v", s)
+	}
+}
+
+// A video streams onto the queue; one that cannot be read is an answer, and nothing is published.
+func TestVideosStream(t *testing.T) {
+	o := Options{InProcess: serve(t, t.TempDir(), "")}
+	var clips atomic.Int64
+	working(t, o, Worker{Parallel: 1, Handle: func(ctx context.Context, ask json.RawMessage, task row.Task) (*row.Answer, error) {
+		if task.Clip {
+			clips.Add(1)
+		}
+		return &row.Answer{Captions: []row.Caption{{Caption: fmt.Sprint(len(task.Data))}}}, nil
+	}})
+	c := client(t, o, "job")
+	defer c.Close()
+	size := 3<<20 + 7
+	video := row.Task{Key: row.KeyOf("video"), ID: "v", Clip: true, File: "v.mp4", Copy: func(w io.Writer) error {
+		for left := size; left > 0; {
+			n, err := w.Write(make([]byte, min(left, 100_000)))
+			if left -= n; err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
+	a, done, err := c.Answer(t.Context(), video)
+	if err != nil || a.Error != nil || a.Captions[0].Caption != fmt.Sprint(size) {
+		t.Fatalf("%+v %v", a, err)
+	}
+	done()
+	broken := row.Task{Key: row.KeyOf("broken"), ID: "b", Clip: true, File: "b.mp4", Copy: func(w io.Writer) error {
+		_, _ = w.Write(make([]byte, 1<<20))
+		return &row.ItemError{Kind: row.KindUnreadable, Message: "the file changed"}
+	}}
+	a, done, err = c.Answer(t.Context(), broken)
+	if err != nil || a.Error == nil || a.Error.Message != "the file changed" {
+		t.Fatalf("%+v %v", a, err)
+	}
+	done()
+	if n := clips.Load(); n != 1 {
+		t.Errorf("%d videos came to the worker", n)
+	}
+	if err := c.Finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	empty(t, o)
+	objects, err := c.objects.List(t.Context())
+	if err == nil || len(objects) > 0 {
+		t.Errorf("videos left on the server: %v %v", objects, err)
 	}
 }
 

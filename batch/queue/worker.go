@@ -191,14 +191,14 @@ func (k *worker) one(ctx context.Context, msg jetstream.Msg) error {
 
 // task is a message with its picture. gone: the picture was removed, which happens when its row is durable.
 func (k *worker) task(ctx context.Context, m message) (task row.Task, gone bool, err error) {
-	task = row.Task{ID: m.ID, Source: m.Source, Tiles: m.Tiles, Ref: m.Ref, Data: m.Data}
+	task = row.Task{ID: m.ID, Source: m.Source, Tiles: m.Tiles, Ref: m.Ref, Data: m.Data, Clip: m.Clip}
 	if raw, err := hex.DecodeString(m.Key); err == nil && len(raw) == len(task.Key) {
 		task.Key = row.Key(raw)
 	}
 	if m.Object == "" {
 		return task, false, nil
 	}
-	err = k.again(ctx, "fetch the picture "+m.ID, func(ctx context.Context) error {
+	err = k.againFor(ctx, "fetch the picture "+m.ID, objectPatience, func(ctx context.Context) error {
 		task.Data, err = k.object(ctx, m.Object)
 		if errors.Is(err, jetstream.ErrObjectNotFound) {
 			gone, err = true, nil

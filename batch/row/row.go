@@ -37,6 +37,30 @@ type Row struct {
 	DuplicateOf string     `json:"duplicate_of,omitempty"`
 	Embedding   []float32  `json:"embedding,omitempty"` // of the picture, length 1
 	ITM         *float64   `json:"itm,omitempty"`       // probability that picture and caption belong together
+	Clip        *Clip      `json:"clip,omitempty"`      // of videos: what was seen of it
+	Boxes       []Box      `json:"boxes,omitempty"`     // that the caption points at; of the first of several prompts
+}
+
+// Clip says which frames of a video the model was shown, and what the video is.
+type Clip struct {
+	Frames   []int     `json:"frames"`             // their places in the video, from 0
+	Seconds  []float64 `json:"seconds,omitempty"`  // when each is shown, to 0.001; absent where that is not known
+	Total    int       `json:"total"`              // frames of the video
+	FPS      float64   `json:"fps,omitempty"`      // its average rate, to 0.001; absent where that is not known
+	Duration float64   `json:"duration,omitempty"` // seconds, to 0.001; absent where that is not known
+	Sound    bool      `json:"sound,omitempty"`    // the model heard its sound, too
+}
+
+// Box is a place that a caption points at, in whole pixels of the upright picture. Of a quadrangle it is the smallest box
+// around it.
+type Box struct {
+	Label  string   `json:"label"` // what the model says is there; may be empty
+	X1     int      `json:"x1"`
+	Y1     int      `json:"y1"`
+	X2     int      `json:"x2"`
+	Y2     int      `json:"y2"`
+	Points [][2]int `json:"points,omitempty"` // corners of a quadrangle
+	Frame  int      `json:"frame,omitempty"`  // of videos: which of Clip.Frames, from 0
 }
 
 // Caption is the answer to one of several prompts.
@@ -45,21 +69,23 @@ type Caption struct {
 	Caption string   `json:"caption"`
 	Tokens  int      `json:"tokens"`
 	Logprob *float64 `json:"logprob,omitempty"`
+	Boxes   []Box    `json:"boxes,omitempty"`
 }
 
 // Kinds of ItemError.
 const (
-	KindMissing    = "missing"     // the file vanished after it was listed
-	KindUnreadable = "unreadable"  // permission, I/O error, or not a regular file
-	KindEmpty      = "empty"       // zero bytes
-	KindTooLarge   = "too_large"   // more bytes than allowed
-	KindBadPicture = "bad_picture" // not a picture, corrupt, too many pixels; Options.PictureKind may be more exact
-	KindTooLong    = "too_long"    // picture and prompt do not fit the context
-	KindRejected   = "rejected"    // anything else that the engine refuses
-	KindInternal   = "internal"    // the model or the machine failed
-	KindBadRecord  = "bad_record"  // a line or record of a table names no picture
-	KindDead       = "dead_letter" // every worker that took it died, or failed inside the model
-	KindURL        = "url"         // an address that is not of a configured object store
+	KindMissing    = "missing"            // the file vanished after it was listed
+	KindUnreadable = "unreadable"         // permission, I/O error, or not a regular file
+	KindEmpty      = "empty"              // zero bytes
+	KindTooLarge   = "too_large"          // more bytes than allowed
+	KindBadPicture = "bad_picture"        // not a picture, corrupt, too many pixels; Options.PictureKind may be more exact
+	KindTooLong    = "too_long"           // picture and prompt do not fit the context
+	KindRejected   = "rejected"           // anything else that the engine refuses
+	KindInternal   = "internal"           // the model or the machine failed
+	KindBadRecord  = "bad_record"         // a line or record of a table names no picture
+	KindDead       = "dead_letter"        // every worker that took it died, or failed inside the model
+	KindVideo      = "unsupported_format" // a video, and the model takes none
+	KindURL        = "url"                // an address that is not of a configured object store
 )
 
 // ItemError says why a picture has no caption.

@@ -1,6 +1,9 @@
 package row
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // Task is a picture on its way to a model.
 type Task struct {
@@ -11,6 +14,13 @@ type Task struct {
 	Tiles  int    // how many tiles its header promises; 0: unknown
 	// Ref is where a worker on another machine reads the picture; "": Data travels.
 	Ref string
+	// Clip: it is a video, of which Data holds the file or, of a folder of frames, a tar file of them (IsPackedFolder).
+	Clip bool
+	// File is a video's file or folder on this machine; Version is that of what was hashed. Where there is no Data, Copy writes
+	// what Data would hold. An *ItemError of it is the video's fault.
+	File    string
+	Version uint64
+	Copy    func(io.Writer) error
 }
 
 // Answer is what a model said about a picture. Exactly one of Captions and Error is set.
@@ -20,7 +30,10 @@ type Answer struct {
 	MS        float64    `json:"ms"`
 	Embedding []float32  `json:"embedding,omitempty"`
 	ITM       *float64   `json:"itm,omitempty"`
-	Read      *Read      `json:"read,omitempty"` // of a task by reference: what the coordinator has not read
+	Read      *Read      `json:"read,omitempty"`   // of a task by reference: what the coordinator has not read
+	Clip      *Clip      `json:"clip,omitempty"`   // of a video
+	Width     int        `json:"width,omitempty"`  // of a video, in pixels as it is shown
+	Height    int        `json:"height,omitempty"` //
 }
 
 // Read is what reading a picture tells.

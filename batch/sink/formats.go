@@ -24,7 +24,7 @@ import (
 // csvColumns are the columns of a CSV part. Add at the end, never rename.
 var csvColumns = []string{
 	"id", "path", "caption", "prompt", "model", "width", "height", "tokens", "ms", "error_kind", "error_message", "sha256",
-	"model_hash", "prompt_hash", "logprob", "phash", "captions", "duplicate_of", "embedding", "itm",
+	"model_hash", "prompt_hash", "logprob", "phash", "captions", "duplicate_of", "embedding", "itm", "clip", "boxes",
 }
 
 func writeCSV(w io.Writer, rows iter.Seq2[*row.Row, error]) error {
@@ -48,10 +48,20 @@ func writeCSV(w io.Writer, rows iter.Seq2[*row.Row, error]) error {
 		if err != nil {
 			return err
 		}
+		clip := ""
+		if r.Clip != nil {
+			if clip, err = jsonCell(r.Clip, 1); err != nil {
+				return err
+			}
+		}
+		boxes, err := jsonCell(r.Boxes, len(r.Boxes))
+		if err != nil {
+			return err
+		}
 		if err := out.Write([]string{
 			r.ID, r.Path, r.Caption, r.Prompt, r.Model, strconv.Itoa(r.Width), strconv.Itoa(r.Height), strconv.Itoa(r.Tokens),
 			number(&r.MS), kind, message, r.SHA256, r.ModelHash, r.PromptHash, number(r.Logprob), r.PHash, captions, r.DuplicateOf,
-			embedding, number(r.ITM),
+			embedding, number(r.ITM), clip, boxes,
 		}); err != nil {
 			return err
 		}
@@ -98,13 +108,35 @@ type parquetRow struct {
 	DuplicateOf  *string          `parquet:"duplicate_of,optional"`
 	Embedding    []float32        `parquet:"embedding,list"`
 	ITM          *float64         `parquet:"itm,optional"`
+	Clip         *parquetClip     `parquet:"clip,optional"`
+	Boxes        []parquetBox     `parquet:"boxes,list"`
+}
+
+type parquetClip struct {
+	Frames   []int32   `parquet:"frames,list"`
+	Seconds  []float64 `parquet:"seconds,list"`
+	Total    int32     `parquet:"total"`
+	FPS      *float64  `parquet:"fps,optional"`
+	Duration *float64  `parquet:"duration,optional"`
+	Sound    bool      `parquet:"sound"`
+}
+
+type parquetBox struct {
+	Label  string  `parquet:"label"`
+	X1     int32   `parquet:"x1"`
+	Y1     int32   `parquet:"y1"`
+	X2     int32   `parquet:"x2"`
+	Y2     int32   `parquet:"y2"`
+	Points []int32 `parquet:"points,list"` // x, y of each corner of a quadrangle
+	Frame  int32   `parquet:"frame"`
 }
 
 type parquetCaption struct {
-	Prompt  string   `parquet:"prompt"`
-	Caption string   `parquet:"caption"`
-	Tokens  int32    `parquet:"tokens"`
-	Logprob *float64 `parquet:"logprob,optional"`
+	Prompt  string       `parquet:"prompt"`
+	Caption string       `parquet:"caption"`
+	Tokens  int32        `parquet:"tokens"`
+	Logprob *float64     `parquet:"logprob,optional"`
+	Boxes   []parquetBox `parquet:"boxes,list"`
 }
 
 // rowGroupRows bounds the memory that writing a part takes.
@@ -125,13 +157,43 @@ func writeParquet(w io.Writer, rows iter.Seq2[*row.Row, error]) error {
 			p.ErrorKind, p.ErrorMessage = &r.Error.Kind, &r.Error.Message
 		}
 		for _, c := range r.Captions {
-			p.Captions = append(p.Captions, parquetCaption{c.Prompt, c.Caption, int32(c.Tokens), c.Logprob})
+			p.Captions = append(p.Captions, parquetCaption{c.Prompt, c.Caption, int32(c.Tokens), c.Logprob, parquetBoxes(c.Boxes)})
 		}
+		p.Clip, p.Boxes = newParquetClip(r.Clip), parquetBoxes(r.Boxes)
 		if _, err := out.Write([]parquetRow{p}); err != nil {
 			return err
 		}
 	}
 	return out.Close()
+}
+
+func newParquetClip(c *row.Clip) *parquetClip {
+	if c == nil {
+		return nil
+	}
+	p := &parquetClip{Seconds: c.Seconds, Total: int32(c.Total), Sound: c.Sound}
+	for _, f := range c.Frames {
+		p.Frames = append(p.Frames, int32(f))
+	}
+	if c.FPS > 0 {
+		p.FPS = &c.FPS
+	}
+	if c.Duration > 0 {
+		p.Duration = &c.Duration
+	}
+	return p
+}
+
+func parquetBoxes(boxes []row.Box) []parquetBox {
+	var list []parquetBox
+	for _, b := range boxes {
+		p := parquetBox{Label: b.Label, X1: int32(b.X1), Y1: int32(b.Y1), X2: int32(b.X2), Y2: int32(b.Y2), Frame: int32(b.Frame)}
+		for _, point := range b.Points {
+			p.Points = append(p.Points, int32(point[0]), int32(point[1]))
+		}
+		list = append(list, p)
+	}
+	return list
 }
 
 // optional is null for what is not there.

@@ -62,8 +62,13 @@ var extensions = []struct {
 func extensionOf(data []byte) string {
 	for _, x := range extensions {
 		if bytes.HasPrefix(data, []byte(x.magic)) {
-			return x.extension
+			if x.extension != "webp" || len(data) >= 12 && string(data[8:12]) == "WEBP" {
+				return x.extension
+			}
 		}
+	}
+	if extension := row.ClipExtension(data); extension != "" {
+		return extension
 	}
 	return "bin"
 }

@@ -126,7 +126,7 @@ func (s *Source) parquetColumns(f *pq.File) (c tableColumns, err error) {
 	c.id = first(s.o.IDColumn, nil, "")
 	switch {
 	case c.bytes < 0 && c.path < 0:
-		return c, fmt.Errorf("the table names no pictures: %s", s.wanted())
+		return c, fmt.Errorf("the table names no pictures: %s", s.missingColumns())
 	case s.o.IDColumn != "" && c.id < 0:
 		return c, fmt.Errorf("the table has no text column %s, which is to name the rows", s.o.IDColumn)
 	}
@@ -169,7 +169,11 @@ func (s *Source) parquetItem(r root, c tableColumns, values map[int][]byte, plac
 	switch {
 	case c.bytes >= 0 && data != nil:
 		item = Item{ID: row.Printable(name), Path: name, Load: func() ([]byte, error) {
-			data, problem := checkSize(data, s.o.MaxBytes)
+			limit := s.o.MaxBytes
+			if s.o.Videos && row.ClipExtension(data) != "" {
+				limit = s.o.MaxClip
+			}
+			data, problem := checkSize(data, limit)
 			if problem != nil {
 				return nil, problem
 			}

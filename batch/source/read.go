@@ -18,11 +18,37 @@ func Version(i *Item) uint64 {
 	if i.Version != 0 || !i.Local() {
 		return i.Version
 	}
-	info, err := os.Stat(i.Path)
+	version, err := FileVersion(i.Path)
 	if err != nil {
 		return 0
 	}
-	return VersionOf(info.Size(), info.ModTime().UnixNano())
+	return version
+}
+
+// FileVersion returns the version of a file, or of a folder's files.
+func FileVersion(path string) (uint64, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.IsDir() {
+		return VersionOf(info.Size(), info.ModTime().UnixNano()), nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return 0, err
+	}
+	parts := make([]int64, 0, 3*len(entries))
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			return 0, err
+		}
+		name := fnv.New64a()
+		name.Write([]byte(e.Name()))
+		parts = append(parts, int64(name.Sum64()), info.Size(), info.ModTime().UnixNano())
+	}
+	return VersionOf(parts...), nil
 }
 
 // VersionOf hashes the numbers that change with a file. It is never 0.

@@ -34,6 +34,7 @@ type Item struct {
 	// Load returns the bytes of a picture that lies in a container. It is valid until the iteration goes on. nil: read Path.
 	Load func() ([]byte, error)
 	Ref  string // the address of an object; "" for everything else
+	Size int64  // of an object, in bytes; 0: not known
 }
 
 // Local reports whether the picture is a file of its own.
@@ -56,6 +57,9 @@ var Kinds = []string{Auto, Picture, List, JSONL, CSV, Parquet, WebDataset}
 // Extensions are the file names that are taken from folders; files named one by one are taken whatever they are called.
 var Extensions = []string{".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
+// VideoExtensions are taken from folders too, where Options.Videos says so.
+var VideoExtensions = []string{".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv", ".3gp"}
+
 // Store reads objects of a cloud's object store by address (scheme://bucket/key).
 type Store interface {
 	// Handles reports whether addresses of this scheme are the store's.
@@ -72,6 +76,7 @@ type Store interface {
 type Object struct {
 	Address string
 	Version uint64
+	Size    int64 // bytes
 }
 
 // Options say how inputs are read. Zero values are the defaults.
@@ -82,6 +87,8 @@ type Options struct {
 	IDColumn    string    // of a table: names the rows; "": the path, or table and line number
 	Root        string    // folder of relative paths; "": the working directory for lists, the table's folder for tables
 	MaxBytes    int64     // largest picture; required
+	Videos      bool      // videos are inputs too, and paths that lists and tables name may be folders of frames
+	MaxClip     int64     // largest video; required with Videos
 	Stdin       io.Reader // for the input "-"; nil: refused
 	Store       Store     // nil: addresses are refused by name
 }
@@ -245,7 +252,7 @@ func (s *Source) walkRoot(ctx context.Context, r root, yield yielder) bool {
 		if _, ok := Scheme(r.name); ok {
 			return s.objects(ctx, r.name, yield)
 		}
-		return walk(ctx, r.name, yield)
+		return s.walk(ctx, r.name, yield)
 	case List:
 		return s.list(ctx, r, yield)
 	case JSONL:
@@ -298,17 +305,17 @@ func (s *Source) open(ctx context.Context, name string) (io.ReadCloser, error) {
 
 // objects lists the pictures below an address; an address with a picture's extension is one itself.
 func (s *Source) objects(ctx context.Context, address string, yield yielder) bool {
-	if isPicture(address) {
+	if s.wanted(address) {
 		return yield(Item{ID: row.Printable(address), Path: address, Ref: address})
 	}
 	for object, err := range s.o.Store.List(ctx, address) {
 		if err != nil {
 			return yield(Item{ID: row.Printable(address), Path: address, Err: err})
 		}
-		if !isPicture(object.Address) {
+		if !s.wanted(object.Address) {
 			continue
 		}
-		if !yield(Item{ID: row.Printable(object.Address), Path: object.Address, Ref: object.Address, Version: object.Version}) {
+		if !yield(Item{ID: row.Printable(object.Address), Path: object.Address, Ref: object.Address, Version: object.Version, Size: object.Size}) {
 			return false
 		}
 	}

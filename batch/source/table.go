@@ -21,8 +21,8 @@ import (
 
 // PathColumns and BytesColumns are the columns that are looked for where none is named, in this order.
 var (
-	PathColumns  = []string{"path", "image_path", "file_name", "filename", "file", "filepath", "image", "img", "url", "image_url", "uri"}
-	BytesColumns = []string{"bytes", "image_bytes", "image.bytes", "jpg", "jpeg", "png", "webp"}
+	PathColumns  = []string{"path", "image_path", "file_name", "filename", "file", "filepath", "image", "img", "url", "image_url", "uri", "video", "video_path", "video_url"}
+	BytesColumns = []string{"bytes", "image_bytes", "image.bytes", "jpg", "jpeg", "png", "webp", "mp4", "webm"}
 )
 
 // maxLine bounds a line of a table: the largest picture in base64 and a little beside it.
@@ -117,7 +117,7 @@ func (s *Source) item(r root, rec record) Item {
 		item, ok = s.bytesItem(r, rec)
 	}
 	if !ok {
-		return broken(r, rec.place, "it names no picture: %s", s.wanted())
+		return broken(r, rec.place, "it names no picture: %s", s.missingColumns())
 	}
 	if id != "" {
 		item.ID = row.Printable(id)
@@ -125,7 +125,7 @@ func (s *Source) item(r root, rec record) Item {
 	return item
 }
 
-func (s *Source) wanted() string {
+func (s *Source) missingColumns() string {
 	switch {
 	case s.o.Column != "":
 		return "no column " + s.o.Column

@@ -45,12 +45,12 @@ func (s *Source) tar(ctx context.Context, r root, yield yielder) bool {
 			// What was listed so far stands; the rest of the shard is one error.
 			return yield(failed(r, &row.ItemError{Kind: row.KindUnreadable, Message: fmt.Sprintf("read the shard after %d members: %v", n, err)}))
 		}
-		if header.Typeflag != tar.TypeReg || !isPicture(header.Name) {
+		if header.Typeflag != tar.TypeReg || !s.wanted(header.Name) {
 			continue
 		}
 		place := filepath.ToSlash(r.name) + "/" + header.Name
 		item := Item{ID: row.Printable(place), Path: place, Load: func() ([]byte, error) {
-			data, problem := readAll(members, s.o.MaxBytes)
+			data, problem := readAll(members, s.limit(header.Name))
 			if problem != nil {
 				return nil, problem
 			}

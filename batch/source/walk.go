@@ -14,7 +14,7 @@ import (
 )
 
 // walk yields a file, or the pictures of a folder. It reports whether the iteration goes on.
-func walk(ctx context.Context, root string, yield yielder) bool {
+func (s *Source) walk(ctx context.Context, root string, yield yielder) bool {
 	info, err := os.Stat(root) // follows a link that was named; links inside folders are not descended into
 	if err != nil || !info.IsDir() {
 		// A file that vanished since New is an item too: opening it says so in its row.
@@ -32,7 +32,7 @@ func walk(ctx context.Context, root string, yield yielder) bool {
 			return fs.SkipDir
 		case err != nil:
 			goOn = yield(newItem(path, err))
-		case hidden, d.IsDir(), !isPicture(path):
+		case hidden, d.IsDir(), !s.wanted(path):
 			return nil
 		default:
 			goOn = yield(newItem(path, nil))
@@ -45,8 +45,22 @@ func walk(ctx context.Context, root string, yield yielder) bool {
 	return goOn
 }
 
-func isPicture(path string) bool {
-	return slices.Contains(Extensions, strings.ToLower(filepath.Ext(path)))
+// wanted reports whether a file of a folder, a shard or a bucket is an input, by its name.
+func (s *Source) wanted(path string) bool {
+	return slices.Contains(Extensions, strings.ToLower(filepath.Ext(path))) || s.o.Videos && IsVideoName(path)
+}
+
+// IsVideoName reports whether a file is called like a video.
+func IsVideoName(path string) bool {
+	return slices.Contains(VideoExtensions, strings.ToLower(filepath.Ext(path)))
+}
+
+// limit is how many bytes a file of this name may have.
+func (s *Source) limit(path string) int64 {
+	if s.o.Videos && IsVideoName(path) {
+		return s.o.MaxClip
+	}
+	return s.o.MaxBytes
 }
 
 func newItem(path string, err error) Item {

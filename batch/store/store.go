@@ -132,7 +132,7 @@ func (s *Store) List(ctx context.Context, address string) iter.Seq2[source.Objec
 			if o.IsDir {
 				continue
 			}
-			object := source.Object{Address: p.address(o.Key), Version: source.VersionOf(o.Size, o.ModTime.UnixNano())}
+			object := source.Object{Address: p.address(o.Key), Version: source.VersionOf(o.Size, o.ModTime.UnixNano()), Size: o.Size}
 			if !yield(object, nil) {
 				return
 			}

@@ -33,6 +33,7 @@ import (
 type CaptionOptions struct {
 	ModelOptions
 	QueueOptions
+	ClipOptions
 	Out          string
 	State        string
 	Format       string
@@ -49,6 +50,8 @@ type CaptionOptions struct {
 	NoLogprob    bool
 	Embedding    bool
 	ITM          bool
+	Boxes        bool
+	NoClips      bool
 	Reproducible bool
 	Report       string
 	Quiet        bool
@@ -59,6 +62,7 @@ func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
 	o.CacheOptions.AddFlags(f)
 	o.QueueOptions.AddFlags(f)
+	o.ClipOptions.AddFlags(f)
 	o.OnExisting, o.Dedupe, o.Source.Kind = sink.Skip, batch.DedupeNone, source.Auto
 	f.StringVarP(&o.Out, "out", "o", "", "a .jsonl `file` to append rows to, or a folder for parts; - is standard output")
 	f.StringVar(&o.State, "state", "", "local `folder` with the journal of an output in an object store")
@@ -80,6 +84,8 @@ func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.NoLogprob, "no-logprob", false, "no log-probability of captions")
 	f.BoolVar(&o.Embedding, "embedding", false, "rows with the picture's embedding, for models with such heads")
 	f.BoolVar(&o.ITM, "itm", false, "rows with the score of picture and caption, for models with such heads")
+	f.BoolVar(&o.Boxes, "boxes", false, "rows with the boxes that captions point at, for models that do")
+	f.BoolVar(&o.NoClips, "no-clips", false, "no videos, and of animations the first frame; otherwise they are inputs where the model takes videos")
 	f.BoolVar(&o.Reproducible, "reproducible", false, "rows that are equal to the byte in every run: no times, no log-probabilities, and --slots 1 unless it is given")
 	f.StringVar(&o.Report, "report", "", "an HTML `file` with counts, histograms, errors and pictures")
 	f.BoolVar(&o.Quiet, "quiet", false, "no progress, only the counts at the end")
@@ -90,7 +96,7 @@ func newCaption(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "caption MODEL INPUT... -o OUT",
 		Short: "Captions folders, lists, tables and shards of pictures, nothing lost",
-		Long: "Captions every INPUT: a picture, a folder with all below it, a glob, a list of paths (.txt), a table (.jsonl, .csv,\n" +
+		Long: "Captions every INPUT: a picture or video, a folder with all below it, a glob, a list of paths (.txt), a table (.jsonl, .csv,\n" +
 			".parquet), a WebDataset shard (.tar, .tar.gz, .tar.zst), or - for a list on standard input. OUT is a .jsonl file that\n" +
 			"rows are appended to, or a folder of parts. Inputs that have a row for this model and prompt are skipped, so an\n" +
 			"interrupted run is finished by running it again. A picture that cannot be captioned is a row with an error, and the\n" +
@@ -102,6 +108,9 @@ func newCaption(a *app) *cobra.Command {
 			args = o.takeAddress(args)
 			if o.Reproducible && !cmd.Flags().Changed("slots") {
 				o.Slots = 1 // what decodes together changes the last bits of quantised models, and so, rarely, a word
+			}
+			if err := o.ClipOptions.check(); err != nil {
+				return err
 			}
 			if o.Join != "" {
 				return runJoin(cmd.Context(), a, o, args)
@@ -124,12 +133,13 @@ func (o *CaptionOptions) batchOptions(a *app, inputs []string) batch.Options {
 		Dedupe: o.Dedupe, Distance: cmp.Or(o.Distance, batch.DefaultDistance), PHash: !o.NoPHash,
 	}
 	b.Source.Stdin = os.Stdin
-	b.Ask = batch.Ask{Prompts: o.Prompts, MaxTokens: o.MaxTokens, IgnoreEXIF: o.NoEXIF, Logprob: !o.NoLogprob && !o.Reproducible, Embedding: o.Embedding, ITM: o.ITM}
+	b.Ask = batch.Ask{Prompts: o.Prompts, MaxTokens: o.MaxTokens, IgnoreEXIF: o.NoEXIF, Logprob: !o.NoLogprob && !o.Reproducible, Embedding: o.Embedding, ITM: o.ITM, Boxes: o.Boxes,
+		Clips: batch.ClipChoice{Off: o.NoClips, Frames: o.Frames, FPS: o.FPS, Rate: o.FrameRate}}
 	return b
 }
 
 // captionTools are what the batch needs done to pictures. m may be nil: then tiles are not known.
-func captionTools(o ModelOptions, m *manifest.Manifest) batch.Tools {
+func (a *app) captionTools(o ModelOptions, m *manifest.Manifest) batch.Tools {
 	limits := preprocess.Limits{MaxPixels: int64(o.MaxPixels)}
 	var recipe preprocess.Recipe
 	if m != nil && m.Picture != nil {
@@ -141,7 +151,8 @@ func captionTools(o ModelOptions, m *manifest.Manifest) batch.Tools {
 			if err != nil {
 				return batch.Look{}, err
 			}
-			look := batch.Look{Width: info.Width, Height: info.Height}
+			animation := info.Format == "gif" || info.Format == "webp"
+			look := batch.Look{Width: info.Width, Height: info.Height, Animated: animation && info.Frames > 1}
 			if !ignoreEXIF {
 				look.Width, look.Height = info.Upright()
 			}
@@ -160,6 +171,7 @@ func captionTools(o ModelOptions, m *manifest.Manifest) batch.Tools {
 			return &batch.Pixels{Pix: rgb.Pix, Width: rgb.Width, Height: rgb.Height}, nil
 		},
 		PictureKind: func(err error) string { return string(preprocess.KindOf(err)) },
+		Clip:        a.clipTool(m),
 	}
 }
 
@@ -172,12 +184,18 @@ func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inp
 		return badInput(err)
 	}
 	b := o.batchOptions(a, inputs)
-	b.Tools = captionTools(o.ModelOptions, m)
+	b.Tools = a.captionTools(o.ModelOptions, m)
 	objects, err := o.openStore(&b)
 	if err != nil {
 		return err
 	}
 	defer objects.Close()
+	switch {
+	case b.Tools.Clip == nil && (o.Frames > 0 || o.FPS > 0 || o.FrameRate > 0):
+		return badInputf("caption: --frames, --fps and --frame-rate are for videos, and this model (%s) takes none", m.Family)
+	case o.Boxes && m.Boxes == nil:
+		return badInputf("caption: --boxes: the answers of this model (%s) hold no boxes", m.Family)
+	}
 	if _, err := source.New(inputs, b.Source); err != nil {
 		return badInput(err) // before a model is loaded for nothing
 	}

@@ -203,7 +203,7 @@ func (o *CaptionOptions) work(ctx context.Context, a *app, e *engine.Engine, mod
 	if err != nil {
 		return badInput(err)
 	}
-	answerers := &askers{engine: e, tools: captionTools(o.ModelOptions, e.Manifest()), limit: batch.DefaultMaxBytes, store: store.New(), known: map[string]*batch.Answerer{}}
+	answerers := &askers{engine: e, tools: a.captionTools(o.ModelOptions, e.Manifest()), limit: batch.DefaultMaxBytes, store: store.New(), known: map[string]*batch.Answerer{}}
 	defer answerers.store.Close()
 	return queue.Work(ctx, options, queue.Worker{Model: e.Name(), ModelHash: hash, Parallel: o.parallel(), Handle: answerers.handle})
 }
@@ -225,7 +225,7 @@ func (s *askers) handle(ctx context.Context, raw json.RawMessage, task row.Task)
 	}
 	var read *row.Read
 	if task.Ref != "" {
-		reader := batch.Reader{Ask: answerer.Ask(), Tools: s.tools, PHash: true, Store: s.store, Limit: s.limit}
+		reader := batch.Reader{Ask: answerer.Ask(), Tools: s.tools, PHash: true, Store: s.store, Limit: s.limit, MaxClip: batch.DefaultMaxClip}
 		var failed *row.Answer
 		if task, read, failed = reader.Fetch(ctx, task); failed != nil {
 			return failed, nil

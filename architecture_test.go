@@ -37,6 +37,8 @@ var mayImport = map[string][]string{
 	"batch/store":           {"batch/source"},
 	"batch/phash":           {},
 	"batch/row":             {},
+	"hub":                   {},
+	"hub/hubtest":           {},
 	"media":                 {"preprocess", "manifest"},
 	"worker":                {"engine", "graphs", "manifest"},
 	"engine/verify":         {"media", "engine", "graphs", "preprocess", "tokenizer", "manifest"},

@@ -71,8 +71,15 @@ type Options struct {
 	Force      bool   // replace Out when it exists
 	Workers    int    // weights worked on at once; 0 for one a processor
 	Version    string // of the converter, for the manifest
-	Progress   func(Progress)
-	Logger     *slog.Logger
+
+	// For a checkpoint that came from a hub, whose folder is named by its commit:
+	Name       string            // of the release; empty: the folder's
+	Repository string            // organisation/name on the hub, for the manifest
+	Revision   string            // the commit there, for the manifest
+	Parts      map[string]string // folders of the other checkpoints that the release names, as [parts] of a .toml; its entries win
+
+	Progress func(Progress)
+	Logger   *slog.Logger
 }
 
 // Progress is how far writing has come.
@@ -121,11 +128,14 @@ func Convert(ctx context.Context, opts Options) (*Summary, error) {
 			return nil, badInput(err)
 		}
 	}
-	src, err := openSource(ctx, opts.Checkpoint, opts.Plan)
+	src, err := openSource(ctx, opts.Checkpoint, opts.Plan, opts.Parts)
 	if err != nil {
 		return nil, badInput(err)
 	}
 	defer src.Close()
+	if opts.Name != "" {
+		src.release.Name = opts.Name
+	}
 	plan, err := src.plan(families.Options{Precision: precision})
 	if err != nil {
 		return nil, badInput(err)

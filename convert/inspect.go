@@ -38,7 +38,7 @@ type TensorGroup struct {
 // Inspect opens a checkpoint folder, .toml of pieces or inventory. A checkpoint that would not convert is described all
 // the same, with its problems.
 func Inspect(ctx context.Context, path string) (*Inspection, error) {
-	src, err := openSource(ctx, path, true)
+	src, err := openSource(ctx, path, true, nil)
 	if err != nil {
 		return nil, badInput(err)
 	}

@@ -82,9 +82,10 @@ type pieces struct {
 	Options    map[string]int64  `toml:"options"`
 }
 
-// openSource opens a folder, a .toml of pieces, or an inventory (.json.gz, which can only be planned).
-func openSource(ctx context.Context, path string, planOnly bool) (s *source, err error) {
-	given := pieces{Checkpoint: path}
+// openSource opens a folder, a .toml of pieces, or an inventory (.json.gz, which can only be planned). parts are those of a
+// folder; a .toml has its own.
+func openSource(ctx context.Context, path string, planOnly bool, parts map[string]string) (s *source, err error) {
+	given := pieces{Checkpoint: path, Parts: maps.Clone(parts)}
 	if strings.HasSuffix(path, ".toml") {
 		if given, err = readPieces(path); err != nil {
 			return nil, err
@@ -405,6 +406,17 @@ func locatePart(main, name, reference string, given map[string]string) (string, 
 			}
 		}
 	}
-	return "", fmt.Errorf("its %s is another checkpoint, %q, and none of these is there: %s; put it there, or name it in a .toml "+
-		"(checkpoint = \"…\", [parts] %s = \"…\") and convert that", name, reference, strings.Join(candidates, ", "), name)
+	return "", &MissingPartError{name, reference, candidates}
+}
+
+// MissingPartError says that a release names another checkpoint which is not there.
+type MissingPartError struct {
+	Part      string   // its name in [parts] of a .toml and in Options.Parts
+	Reference string   // as the release's configuration has it, usually organisation/name on a hub
+	Looked    []string // paths
+}
+
+func (e *MissingPartError) Error() string {
+	return fmt.Sprintf("its %s is another checkpoint, %q, and none of these is there: %s; put it there, or name it in a .toml "+
+		"(checkpoint = \"…\", [parts] %s = \"…\") and convert that", e.Part, e.Reference, strings.Join(e.Looked, ", "), e.Part)
 }

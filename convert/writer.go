@@ -63,7 +63,9 @@ func (w *writer) write(ctx context.Context) (err error) {
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("convert %s: %w", w.opts.Checkpoint, err)
 	}
-	w.plan.Manifest.Source = manifest.Source{Name: w.src.release.Name, Architecture: w.src.architecture(), Files: files}
+	w.plan.Manifest.Source = manifest.Source{
+		Name: w.src.release.Name, Architecture: w.src.architecture(), Repository: w.opts.Repository, Revision: w.opts.Revision, Files: files,
+	}
 	w.plan.Manifest.Converter = "glimpse " + w.opts.Version
 	raw, err := w.plan.Manifest.Encode()
 	if err != nil {

@@ -76,8 +76,10 @@ type Score struct {
 
 // Source says what the folder was made from.
 type Source struct {
-	Name         string       `toml:"name"`         // base name of the checkpoint
-	Architecture string       `toml:"architecture"` // as in config.json
+	Name         string       `toml:"name"`                 // base name of the checkpoint
+	Architecture string       `toml:"architecture"`         // as in config.json
+	Repository   string       `toml:"repository,omitempty"` // of a hub it was pulled from: organisation/name
+	Revision     string       `toml:"revision,omitempty"`   // the commit there
 	Files        []SourceFile `toml:"files"`
 }
 

@@ -56,6 +56,15 @@ func parseIndex(data []byte) (map[string]string, error) {
 	return weightMap, d.end()
 }
 
+// Shards returns the files that an index names, sorted. Each is the plain name of a file beside the index.
+func Shards(index []byte) ([]string, error) {
+	weightMap, err := parseIndex(index)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Compact(slices.Sorted(maps.Values(weightMap))), nil
+}
+
 // checkShardName refuses all but the name of a file beside the index.
 func checkShardName(shard string) error {
 	if shard == "" || shard == "." || shard == ".." || strings.ContainsAny(shard, "/\\\x00") || !filepath.IsLocal(shard) {

@@ -22,6 +22,16 @@ var folderChoices = []string{
 	"pytorch_model.bin.index.json",
 }
 
+// Choose returns the file that Open would open in a folder with files of these names; false: none.
+func Choose(names []string) (string, bool) {
+	for _, choice := range folderChoices {
+		if slices.Contains(names, choice) {
+			return choice, true
+		}
+	}
+	return "", false
+}
+
 // Open opens a checkpoint's folder. Given a file, it does as OpenFile.
 // Errors are Problems; errors.Is tells ErrNoWeights and ErrLegacyTorch.
 func Open(ctx context.Context, folder string) (Checkpoint, error) {

@@ -64,8 +64,9 @@ var onlyIn = map[string][]string{
 	"github.com/yalue/onnxruntime_go":     {"graphs"},
 	"github.com/daulet/tokenizers":        {"tokenizer"},
 	"github.com/labstack/echo":            {"server"},
-	"google.golang.org/protobuf":          {"convert/onnx", "convert/sentencepiece"},
+	"google.golang.org/protobuf":          {"convert/onnx", "convert/sentencepiece", "cmd/glimpse"}, // cmd: tests that receive traces
 	"github.com/prometheus/client_golang": {"server"},
+	"go.opentelemetry.io":                 {"server", "cmd/glimpse"},
 	"github.com/nats-io":                  {"batch/queue"},
 	"gocloud.dev":                         {"batch/store"},
 	"github.com/nfnt/resize":              {"batch/report"},

@@ -181,6 +181,7 @@ type Timings struct {
 	Preprocess      time.Duration // template, tokenizer, pictures to tensors
 	Vision          time.Duration // the first picture stage
 	Connector       time.Duration // the later picture stages
+	Submitted       time.Duration // from the start of Generate until the prompt waits for a slot: the three above, and waiting for the picture graphs
 	Queue           time.Duration // waiting for a slot
 	Prefill         time.Duration // admission to the first token
 	Decode          time.Duration // first token to the last

@@ -260,7 +260,13 @@ func (e *Engine) Generate(ctx context.Context, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e.answer(ctx, req, p, made, preprocess+more, nil)
+	submitted := time.Since(start)
+	r, err := e.answer(ctx, req, p, made, preprocess+more, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Timings.Submitted = submitted
+	return r, nil
 }
 
 // features runs the picture and audio stages; without pictures and sounds it returns an empty result.

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"glimpse/engine"
 	"glimpse/media"
 )
@@ -35,7 +37,11 @@ func (s *Server) video(ctx context.Context, m *served, param, address string) (e
 		return part, err
 	}
 	in := media.Input{Data: data, Source: source}
-	v, err := s.clips.Video(ctx, in, media.Choice{}.For(pic, in))
+	var v *media.Video
+	err = s.step(ctx, "media_decode", func(ctx context.Context, _ trace.Span) (err error) {
+		v, err = s.clips.Video(ctx, in, media.Choice{}.For(pic, in))
+		return err
+	})
 	if err != nil {
 		return part, clipError(ctx, param, err)
 	}
@@ -74,7 +80,11 @@ func (s *Server) inputAudio(ctx context.Context, m *served, param string, in inp
 }
 
 func (s *Server) wave(ctx context.Context, param, source string, data []byte) (engine.Part, error) {
-	wave, err := s.clips.Audio(ctx, media.Input{Data: data, Source: source})
+	var wave []byte
+	err := s.step(ctx, "media_decode", func(ctx context.Context, _ trace.Span) (err error) {
+		wave, err = s.clips.Audio(ctx, media.Input{Data: data, Source: source})
+		return err
+	})
 	if err != nil {
 		return engine.Part{}, clipError(ctx, param, err)
 	}

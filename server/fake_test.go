@@ -218,3 +218,30 @@ func (l *logs) String() string {
 }
 
 func (l *logs) logger() *slog.Logger { return slog.New(slog.NewJSONHandler(l, nil)) }
+
+// scoring is a fake with heads: a token a word.
+type scoring struct{ *fakeModel }
+
+func newScoring(name string) scoring {
+	f := newFake(name)
+	f.manifest.Scoring = &manifest.Scoring{}
+	return scoring{f}
+}
+
+func (f scoring) Score(_ context.Context, r engine.ScoreRequest) (*engine.ScoreResult, error) {
+	values := make([][]float32, len(r.Pictures))
+	for i := range values {
+		values[i] = make([]float32, len(r.Texts))
+	}
+	return &engine.ScoreResult{Scores: []engine.ScoreMatrix{{Name: "itc", Values: values}}, TextTokens: words(r.Texts)}, nil
+}
+
+func (f scoring) Embed(_ context.Context, r engine.EmbedRequest) (*engine.EmbedResult, error) {
+	return &engine.EmbedResult{Pictures: make([]engine.Embedding, len(r.Pictures)), Texts: make([]engine.Embedding, len(r.Texts)), TextTokens: words(r.Texts)}, nil
+}
+
+func (f scoring) Rerank(_ context.Context, r engine.RerankRequest) (*engine.RerankResult, error) {
+	return &engine.RerankResult{TextTokens: words([]string{r.Query})}, nil
+}
+
+func words(texts []string) int { return len(strings.Fields(strings.Join(texts, " "))) }

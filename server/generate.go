@@ -72,7 +72,7 @@ func (s *Server) generate(ctx context.Context, m *served, request engine.Request
 	)
 	for i := range choices {
 		wait.Go(func() {
-			result, err := s.generateOne(ctx, m, choiceRequest(request, i), func(t engine.Token) {
+			result, err := s.generateOne(ctx, m, i, choiceRequest(request, i), func(t engine.Token) {
 				g.queue.put(choiceToken{choice: i, token: t})
 			})
 			if err != nil {
@@ -101,13 +101,17 @@ func choiceRequest(r engine.Request, choice int) engine.Request {
 }
 
 // generateOne runs the model once and keeps the time of its tokens.
-func (s *Server) generateOne(ctx context.Context, m *served, request engine.Request, token func(engine.Token)) (result *engine.Result, err error) {
+func (s *Server) generateOne(ctx context.Context, m *served, choice int, request engine.Request, token func(engine.Token)) (result *engine.Result, err error) {
+	ctx, span := s.traceModel(ctx, operationChat, m)
+	span.SetAttributes(requestAttributes(request, choice)...)
+	last := time.Now()
+	start := last
 	defer func() {
 		if v := recover(); v != nil {
 			result, err = nil, panicError(v)
 		}
+		s.traceAnswer(ctx, span, start, pictures(request), result, err)
 	}()
-	last := time.Now()
 	first := true
 	request.Token = func(t engine.Token) {
 		now := time.Now()

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"glimpse/engine"
 )
 
@@ -45,17 +47,24 @@ func (s *Server) mediaOf(ctx context.Context, param, address string, kinds ...st
 		return nil, "", mediaError(param, "not a URL: use data:%s…;base64,…", kinds[0])
 	}
 	source = param
-	switch strings.ToLower(scheme) {
+	scheme = strings.ToLower(scheme)
+	var read func(context.Context) ([]byte, error)
+	switch scheme {
 	case "data":
-		data, err = decodeDataURL(param, rest, s.limits.MediaBytes, kinds)
+		read = func(context.Context) ([]byte, error) { return decodeDataURL(param, rest, s.limits.MediaBytes, kinds) }
 	case "file":
-		data, err = s.readLocal(param, address)
+		read = func(context.Context) ([]byte, error) { return s.readLocal(param, address) }
 	case "http", "https":
 		source = clipped(address)
-		data, err = s.fetch(ctx, param, address)
+		read = func(ctx context.Context) ([]byte, error) { return s.fetch(ctx, param, address) }
 	default:
 		return nil, "", mediaError(param, "the URL scheme %q is not supported: use data:, or what this server allows of http, https and file", clipped(scheme))
 	}
+	err = s.step(ctx, "media", func(ctx context.Context, span trace.Span) (err error) {
+		data, err = read(ctx)
+		span.SetAttributes(keyMediaScheme.String(scheme), keyMediaBytes.Int(len(data)))
+		return err
+	})
 	if err != nil {
 		return nil, "", err
 	}

@@ -13,17 +13,21 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // exchange is what is known about one request; it ends up in the log line and the metrics. One goroutine writes it.
 type exchange struct {
 	id         string
-	route      string // path pattern, empty when none matched
-	probe      bool   // a health check
-	model      string // only names of served models
-	key        string // name of the API key, empty without keys
-	user       string // what the client said about its end user
-	prompt     int    // tokens
+	start      time.Time
+	span       trace.Span // nil: the request is not traced
+	route      string     // path pattern, empty when none matched
+	probe      bool       // a health check
+	model      string     // only names of served models
+	key        string     // name of the API key, empty without keys
+	user       string     // what the client said about its end user
+	prompt     int        // tokens
 	completion int
 	pictures   int
 	err        error // also one that came after the reply had begun
@@ -72,7 +76,7 @@ func (w *recorder) FlushError() error { return http.NewResponseController(w.Resp
 // observe runs next between id and log line. Errors and panics that next did not answer are answered here.
 func (s *Server) observe(w http.ResponseWriter, r *http.Request, client string, next handlerFunc) {
 	start := time.Now()
-	x := &exchange{id: requestID(r)}
+	x := &exchange{id: requestID(r), start: start}
 	rec := &recorder{ResponseWriter: w}
 	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
 	secure(rec.Header(), s.tls[0] != "")
@@ -116,11 +120,12 @@ func (s *Server) record(x *exchange, rec *recorder, r *http.Request, client stri
 		}
 	}
 	s.metrics.request(x, status, failed, took)
+	x.endTrace(status, failed)
 	attrs := []slog.Attr{
 		slog.String("request", x.id), slog.String("method", r.Method), slog.String("path", clipped(r.URL.Path)), slog.Int("status", status),
 		slog.Duration("took", took), slog.Int64("bytes", rec.bytes), slog.String("client", client),
 	}
-	for _, a := range []slog.Attr{slog.String("model", x.model), slog.String("key", x.key), slog.String("user", x.user)} {
+	for _, a := range []slog.Attr{slog.String("model", x.model), slog.String("key", x.key), slog.String("user", x.user), slog.String("trace", x.traceID())} {
 		if a.Value.String() != "" {
 			attrs = append(attrs, a)
 		}
@@ -153,6 +158,9 @@ func (s *Server) guard(rt route, w http.ResponseWriter, r *http.Request) error {
 	}
 	if rt.open {
 		return rt.handle(w, r)
+	}
+	if rt.method == http.MethodPost {
+		r = s.trace(x, rt, r)
 	}
 	if s.keys != nil {
 		name, ok := s.keys.match(bearer(r))

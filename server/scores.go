@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"path"
 
 	"glimpse/engine"
 	"glimpse/server/spec"
@@ -138,10 +139,16 @@ func (s *Server) heads(w http.ResponseWriter, r *http.Request, schema *spec.Sche
 		return err
 	}
 	defer leave()
+	x := exchangeOf(r)
+	ctx, span := s.traceModel(ctx, path.Base(x.route), m)
+	defer span.End()
 	reply, err := f(ctx, m, heads)
 	if err != nil {
-		return contextCause(ctx, err)
+		err = contextCause(ctx, err)
+		failSpan(span, err)
+		return err
 	}
+	span.SetAttributes(keyInputTokens.Int(x.prompt), keyPictures.Int(x.pictures))
 	writeJSON(w, http.StatusOK, reply)
 	return nil
 }

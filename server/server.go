@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"glimpse/engine"
 	"glimpse/manifest"
@@ -56,6 +57,7 @@ type Options struct {
 	TLSCert     string               // PEM files; both or neither
 	TLSKey      string               //
 	Registry    *prometheus.Registry // where metrics are registered; nil: one of the server's own
+	Traces      trace.TracerProvider // where spans go; nil: nowhere
 }
 
 // Limits bounds what strangers can make the server do. Zero means the default in the comment.
@@ -116,6 +118,7 @@ type Server struct {
 	clips    *media.Reader
 	bodies   *bodyBudget
 	metrics  *metrics
+	tracer   trace.Tracer
 	tls      [2]string
 	handler  http.Handler
 	draining atomic.Bool
@@ -123,7 +126,7 @@ type Server struct {
 
 // New checks the options and builds a server.
 func New(o Options) (*Server, error) {
-	s := &Server{log: o.Logger, limits: o.Limits.withDefaults(), fetcher: o.Fetcher, tls: [2]string{o.TLSCert, o.TLSKey}}
+	s := &Server{log: o.Logger, limits: o.Limits.withDefaults(), fetcher: o.Fetcher, tracer: newTracer(o.Traces), tls: [2]string{o.TLSCert, o.TLSKey}}
 	s.clips = media.New(media.Options{FFmpeg: o.FFmpeg, Limits: media.Limits{MaxBytes: s.limits.MediaBytes, MaxSeconds: 600, MaxFrames: 256, Timeout: time.Minute}})
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -85,13 +85,18 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 		return badInputf("--listen: %w", err)
 	}
 	defer ln.Close() // Serve closes it too
+	spans, closeTraces, err := openTraces(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer closeTraces()
 	opened, err := openModels(ctx, a, o, folders)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, opened.close()) }()
 	s, err := server.New(server.Options{
-		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia, FFmpeg: a.global.FFmpeg,
+		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia, FFmpeg: a.global.FFmpeg, Traces: spans,
 		Limits: server.Limits{InFlight: o.InFlight, AnswerTimeout: o.AnswerTime, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
 	})
 	if err != nil {

@@ -26,7 +26,8 @@ type serving struct {
 	cmd    *exec.Cmd
 	base   string
 	client *http.Client
-	told   bool // it was told to stop: a second signal would kill it
+	told   bool          // it was told to stop: a second signal would kill it
+	ended  chan struct{} // closed at the end of its standard error
 	mu     sync.Mutex
 	log    strings.Builder
 }
@@ -51,6 +52,7 @@ func startServing(t *testing.T, args ...string) *serving {
 	}
 	address := make(chan string, 1)
 	read := make(chan struct{})
+	s.ended = read
 	go func() {
 		defer close(read)
 		defer close(address)

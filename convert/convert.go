@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"glimpse/convert/blocks"
+	"glimpse/convert/calibration"
 	"glimpse/convert/families"
 	"glimpse/convert/onnx"
 	"glimpse/manifest"
@@ -78,6 +79,13 @@ type Options struct {
 	Revision   string            // the commit there, for the manifest
 	Parts      map[string]string // folders of the other checkpoints that the release names, as [parts] of a .toml; its entries win
 
+	// Statistics of the layers' inputs, from a calibration; nil for none.
+	Statistics *calibration.Statistics
+	// Gather makes an fp32 model that reports such statistics when it runs (graphs.Options.Observe), and Hessians is how
+	// many bytes of second moments between the channels of a layer it may report with them.
+	Gather   bool
+	Hessians int64
+
 	Progress func(Progress)
 	Logger   *slog.Logger
 }
@@ -136,7 +144,7 @@ func Convert(ctx context.Context, opts Options) (*Summary, error) {
 	if opts.Name != "" {
 		src.release.Name = opts.Name
 	}
-	plan, err := src.plan(families.Options{Precision: precision})
+	plan, err := src.plan(families.Options{Precision: precision, Guide: opts.guide()})
 	if err != nil {
 		return nil, badInput(err)
 	}

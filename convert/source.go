@@ -57,6 +57,7 @@ func (s *source) architecture() string {
 // plan lets the family plan and turns problems into one error.
 func (s *source) plan(opts families.Options) (*families.Plan, error) {
 	s.tensors = blocks.NewTensors(s.inventory)
+	s.tensors.Guide = &opts.Guide
 	plan, err := s.family.Plan(s.release, s.tensors, opts)
 	if err != nil {
 		return nil, fmt.Errorf("convert %s: %w", s.path, err)

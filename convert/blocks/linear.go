@@ -15,11 +15,14 @@ type Builder struct {
 	parameters int64
 	formats    map[string]int64
 	wide       bool // some layer is of kind Wide
+	Linears    []LinearInfo
+	gathered   map[string]bool // paths of Linears that report
+	smoothed   int             // Linears whose inputs are smoothed
 }
 
 // NewBuilder starts the graph of a component.
 func NewBuilder(name string, tensors *Tensors, policy Policy) *Builder {
-	return &Builder{Graph: onnx.NewGraph(name), Tensors: tensors, Policy: policy, formats: map[string]int64{}}
+	return &Builder{Graph: onnx.NewGraph(name), Tensors: tensors, Policy: policy, formats: map[string]int64{}, gathered: map[string]bool{}}
 }
 
 // Parameters returns the number of weight elements in the graph, and how many are stored in each format.
@@ -64,7 +67,8 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 		if l.B != nil {
 			bias = b.Param("bias", *l.B)
 		}
-		switch f := b.Policy.Linear(l.Kind, l.Layer); {
+		b.gather(x, l.W.shape[1])
+		switch f := b.format(l); {
 		case f == FormatFP32:
 			y = b.gemm(x, b.Param("weight", l.W), bias)
 		case f == FormatFP16:
@@ -113,7 +117,7 @@ func (b *Builder) matMulNBits(x *onnx.Value, w Weight, f Format, bias *onnx.Valu
 	b.count(w, f.Name)
 	n, k := w.shape[0], w.shape[1]
 	blocks := (k + f.Block - 1) / f.Block
-	packed := b.AddPayload(&blockPayload{w: w, bits: int(bits), block: int(f.Block)},
+	packed := b.AddPayload(&blockPayload{w: w, bits: int(bits), block: int(f.Block), inputs: b.statistics(k)},
 		onnx.WeightSpec{Name: "weight_quant", DType: onnx.Uint8, Shape: []int64{n, blocks, f.Block * bits / 8}},
 		onnx.WeightSpec{Name: "weight_scale", DType: onnx.Float, Shape: []int64{n, blocks}})
 	return b.Contrib("MatMulNBits", []*onnx.Value{x, packed[0], packed[1], onnx.None, onnx.None, bias},

@@ -9,6 +9,7 @@ import (
 	"math"
 	"unsafe"
 
+	"glimpse/convert/calibration"
 	"glimpse/convert/onnx"
 	"glimpse/convert/quantize"
 )
@@ -110,11 +111,32 @@ func float32Bytes(raw []byte, values []float32) []byte {
 	return raw
 }
 
-// blockPayload makes MatMulNBits' packed weights and scales: symmetric, one scale a block.
+// blockPayload makes MatMulNBits' packed weights and scales: symmetric, one scale a block. At 4 bits scales are searched;
+// what is known about the layer's inputs says which errors count, and how to make up for them.
 type blockPayload struct {
-	w     Weight
-	bits  int
-	block int
+	w      Weight
+	bits   int
+	block  int
+	inputs *calibration.Layer // nil for nothing
+}
+
+// searchedScales is quantize.Blocks.Search of 4-bit weights. 8-bit ones are close enough as they are.
+const searchedScales = 12
+
+// quantizer says how to quantize rows of the weight.
+func (p *blockPayload) quantizer(k int64) (blocks quantize.Blocks, c *quantize.Compensator, err error) {
+	blocks = quantize.Blocks{Bits: p.bits, Block: p.block}
+	if p.bits > 4 {
+		return blocks, nil, nil
+	}
+	blocks.Search = searchedScales
+	if p.inputs != nil {
+		blocks.Importance = p.inputs.Square
+		if p.inputs.Hessian != nil {
+			c, err = quantize.NewCompensator(p.inputs.Hessian, int(k))
+		}
+	}
+	return blocks, c, err
 }
 
 func (p *blockPayload) String() string {
@@ -127,12 +149,22 @@ func (p *blockPayload) Produce(ctx context.Context, sink onnx.Sink) error {
 	blocks := (k + int64(p.block) - 1) / int64(p.block)
 	rowBytes := blocks * int64(p.block*p.bits/8)
 	rows := min(n, rowsPerChunk(k))
+	quantizer, compensator, err := p.quantizer(k)
+	if err != nil {
+		return err
+	}
 	packed := make([]byte, rows*rowBytes)
 	scales := make([]float32, rows*blocks)
 	raw := make([]byte, 0, 4*len(scales))
 	return eachRows(ctx, p.w, func(row int64, values []float32) error {
 		count := int64(len(values)) / k
-		if err := quantize.Blockwise(values, int(count), int(k), p.bits, p.block, packed[:count*rowBytes], scales[:count*blocks], nil); err != nil {
+		to, scale := packed[:count*rowBytes], scales[:count*blocks]
+		if compensator != nil {
+			err = quantizer.QuantizeCompensated(compensator, values, int(count), int(k), to, scale, nil)
+		} else {
+			err = quantizer.Quantize(values, int(count), int(k), to, scale, nil)
+		}
+		if err != nil {
 			return err
 		}
 		raw = float32Bytes(raw[:0], scales[:count*blocks])

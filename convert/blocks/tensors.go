@@ -25,6 +25,8 @@ func (p Problem) String() string { return p.Subject + ": " + p.Message }
 
 // Tensors is a checkpoint's inventory with the account of what was used.
 type Tensors struct {
+	Guide *Guide // what the plan knows besides; never nil
+
 	inventory checkpoint.Inventory
 	stored    map[string]string     // where a layout is renamed: the checkpoint's name of a tensor
 	reader    checkpoint.Checkpoint // nil while planning
@@ -38,7 +40,7 @@ type Tensors struct {
 
 // NewTensors starts an account over an inventory. Nothing can be read until Bind.
 func NewTensors(inv checkpoint.Inventory) *Tensors {
-	return &Tensors{inventory: inv, used: map[string]bool{}, ignored: map[string]bool{}}
+	return &Tensors{Guide: &Guide{}, inventory: inv, used: map[string]bool{}, ignored: map[string]bool{}}
 }
 
 // NewListing starts an account without a checkpoint that notes every tensor a plan asks for, under the first of its

@@ -69,6 +69,7 @@ type Plan struct {
 // Options are what the user chose.
 type Options struct {
 	Precision blocks.Precision
+	Guide     blocks.Guide
 }
 
 // Family converts one kind of model.

@@ -192,6 +192,9 @@ func (g *Graph) Scope(name string, build func()) {
 	build()
 }
 
+// Path is the open scopes' names, joined by dots.
+func (g *Graph) Path() string { return strings.Join(g.scope, ".") }
+
 // unique returns the scoped name, with a number behind it when it is already used.
 func (g *Graph) unique(base string) string {
 	name := strings.Join(append(g.scope[:len(g.scope):len(g.scope)], base), ".")

@@ -72,7 +72,7 @@ func (s *Server) caption(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := s.answerContext(r)
 	defer cancel()
-	leave, err := m.gate.enter(exchangeOf(r).key, 1)
+	leave, err := s.enter(r, m, 1, up.maxTokens)
 	if err != nil {
 		return err
 	}

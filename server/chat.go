@@ -132,7 +132,7 @@ func (s *Server) chatCompletions(w http.ResponseWriter, r *http.Request) error {
 	if q.N != nil {
 		choices = int(min(*q.N, int64(s.limits.Choices)))
 	}
-	leave, err := m.gate.enter(x.key, choices)
+	leave, err := s.enter(r, m, choices, q.answerTokens())
 	if err != nil {
 		return err
 	}

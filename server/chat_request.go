@@ -179,6 +179,19 @@ func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, 
 	return c, nil
 }
 
+// answerTokens is how many tokens an answer may have, as far as the request says; 0 where it does not.
+func (q *chatRequest) answerTokens() int {
+	return int(max(valueOf(q.MaxTokens), valueOf(q.MaxCompletionTokens)))
+}
+
+// valueOf is what a field says, or the zero of its type.
+func valueOf[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
 func (q *chatRequest) limitTokens(r *engine.Request) error {
 	most := q.MaxCompletionTokens
 	if most == nil {

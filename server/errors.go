@@ -29,6 +29,7 @@ const (
 const (
 	codeModelNotFound  = "model_not_found"
 	codeQueueFull      = "queue_full"
+	codeRateLimit      = "rate_limit_exceeded"
 	codeBusy           = "server_busy"
 	codeDraining       = "server_stopping"
 	codeInternal       = "internal_error"

@@ -102,6 +102,9 @@ func choiceRequest(r engine.Request, choice int) engine.Request {
 
 // generateOne runs the model once and keeps the time of its tokens.
 func (s *Server) generateOne(ctx context.Context, m *served, choice int, request engine.Request, token func(engine.Token)) (result *engine.Result, err error) {
+	if x, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
+		request.CacheScope = x.key // that a picture was seen before is nobody else's business
+	}
 	ctx, span := s.traceModel(ctx, operationChat, m)
 	span.SetAttributes(requestAttributes(request, choice)...)
 	last := time.Now()
@@ -117,6 +120,7 @@ func (s *Server) generateOne(ctx context.Context, m *served, choice int, request
 		now := time.Now()
 		s.metrics.token(m.name, first, now.Sub(last))
 		first, last = false, now
+		countToken(ctx)
 		token(t)
 	}
 	result, err = m.Generate(ctx, request)

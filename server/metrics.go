@@ -27,6 +27,8 @@ type metrics struct {
 	tokens     *prometheus.CounterVec   // model, kind: prompt, image, completion
 	stages     *prometheus.HistogramVec // model, stage
 	pictures   *prometheus.CounterVec   // model
+
+	keyRequests, keyTokens *prometheus.CounterVec // key
 }
 
 func newMetrics(reg *prometheus.Registry, models func() []*served) (*metrics, error) {
@@ -51,8 +53,11 @@ func newMetrics(reg *prometheus.Registry, models func() []*served) (*metrics, er
 		tokens:     counter("tokens_total", "Tokens by kind: prompt (pictures included), image, completion.", "model", "kind"),
 		stages:     histogram("stage_seconds", "Time of the stages of an answer.", long, "model", "stage"),
 		pictures:   counter("pictures_total", "Pictures in requests.", "model"),
+
+		keyRequests: counter("key_requests_total", "Requests for a model, refused ones too, by API key.", "key"),
+		keyTokens:   counter("key_tokens_total", "Tokens that count for the limits of an API key: prompts and answers.", "key"),
 	}
-	own := []prometheus.Collector{m.requests, m.errors, m.seconds, m.firstToken, m.nextToken, m.tokens, m.stages, m.pictures}
+	own := []prometheus.Collector{m.requests, m.errors, m.seconds, m.firstToken, m.nextToken, m.tokens, m.stages, m.pictures, m.keyRequests, m.keyTokens}
 	own = append(own, &inFlight{models: models,
 		desc: prometheus.NewDesc("glimpse_in_flight", "Answers being made or waiting.", []string{"model"}, nil)})
 	for _, c := range own {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -21,13 +22,15 @@ import (
 type exchange struct {
 	id         string
 	start      time.Time
-	span       trace.Span // nil: the request is not traced
-	route      string     // path pattern, empty when none matched
-	probe      bool       // a health check
-	model      string     // only names of served models
-	key        string     // name of the API key, empty without keys
-	user       string     // what the client said about its end user
-	prompt     int        // tokens
+	span       trace.Span   // nil: the request is not traced
+	route      string       // path pattern, empty when none matched
+	probe      bool         // a health check
+	model      string       // only names of served models
+	key        string       // name of the API key, empty without keys
+	quota      *quota       // of the key
+	made       atomic.Int64 // tokens of answers so far
+	user       string       // what the client said about its end user
+	prompt     int          // tokens
 	completion int
 	pictures   int
 	err        error // also one that came after the reply had begun
@@ -159,20 +162,28 @@ func (s *Server) guard(rt route, w http.ResponseWriter, r *http.Request) error {
 	if rt.open {
 		return rt.handle(w, r)
 	}
-	if rt.method == http.MethodPost {
-		r = s.trace(x, rt, r)
-	}
 	if s.keys != nil {
-		name, ok := s.keys.match(bearer(r))
+		name, limits, ok := s.keys.match(bearer(r))
 		if !ok {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="glimpse"`)
 			return &Error{Status: http.StatusUnauthorized, Type: typeInvalid, Code: codeInvalidKey, Message: "missing or unknown API key: send `Authorization: Bearer KEY`"}
 		}
-		x.key = name
+		x.key, x.quota = name, limits
 	}
 	if s.draining.Load() {
 		w.Header().Set("Connection", "close")
 		return &Error{Status: http.StatusServiceUnavailable, Type: typeServer, Code: codeDraining, Message: "the server is stopping", RetryAfter: 5}
+	}
+	if rt.method != http.MethodPost {
+		return rt.handle(w, r)
+	}
+	// From here on somebody wants a model.
+	r = s.trace(x, rt, r)
+	if x.key != "" {
+		s.metrics.keyRequests.WithLabelValues(x.key).Inc()
+	}
+	if err := x.quota.request(w.Header()); err != nil {
+		return err
 	}
 	return rt.handle(w, r)
 }

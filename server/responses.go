@@ -109,7 +109,7 @@ func (s *Server) responses(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := s.answerContext(r)
 	defer cancel()
-	leave, err := m.gate.enter(x.key, 1)
+	leave, err := s.enter(r, m, 1, int(valueOf(q.MaxOutputTokens)))
 	if err != nil {
 		return err
 	}

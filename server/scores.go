@@ -134,7 +134,7 @@ func (s *Server) heads(w http.ResponseWriter, r *http.Request, schema *spec.Sche
 	}
 	ctx, cancel := s.answerContext(r)
 	defer cancel()
-	leave, err := m.gate.enter(exchangeOf(r).key, 1)
+	leave, err := s.enterWith(exchangeOf(r), m, 1, 0)
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := s.answerContext(r)
 	defer cancel()
-	leave, err := m.gate.enter(exchangeOf(r).key, 1) // pictures are decoded: that is work
+	leave, err := s.enterWith(exchangeOf(r), m, 1, 0) // pictures are decoded: that is work
 	if err != nil {
 		return err
 	}

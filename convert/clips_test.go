@@ -18,6 +18,7 @@ func TestPlanAcceptsAReleaseInPieces(t *testing.T) {
 		"audio":           86_235_649,    // 12 blocks of ImageBind for sound
 		"audio_connector": 22_855_680,    // 2 layers, positions, the projection
 		"decoder":         6_607_343_616, // LLaMA-2 7B but for the token table
+		"prefill":         6_607_343_616, // the same weights, for prompts
 		"embeddings":      131_072_000,
 	}
 	if len(s.Components) != len(want) {

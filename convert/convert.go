@@ -216,8 +216,10 @@ func summarize(src *source, plan *families.Plan, opts Options) *Summary {
 		bytes := c.Builder.DataBytes(shared)
 		s.Components = append(s.Components, ComponentSummary{Name: c.Name, Parameters: params, Bytes: bytes, Nodes: len(c.Builder.Nodes),
 			Formats: formats, Policy: c.Builder.Describe()})
-		s.Parameters += params
 		s.Bytes += bytes
+		if !c.Builder.Derived() {
+			s.Parameters += params
+		}
 	}
 	if e := plan.Embeddings; e != nil {
 		info, _ := src.tensors.Inventory().Lookup(e.Tensor)

@@ -73,7 +73,30 @@ func (s *source) plan(opts families.Options) (*families.Plan, error) {
 	if s.weights != nil {
 		s.tensors.Bind(s.weights)
 	}
+	addPrefill(plan)
 	return plan, nil
+}
+
+// prefillName is the component that reads prompts.
+const prefillName = "prefill"
+
+// addPrefill gives a decoder of blockwise linears its second graph. Where an encoder reads the prompts the decoder has few
+// rows only.
+func addPrefill(plan *families.Plan) {
+	d := plan.Manifest.Decoder
+	if d == nil || d.Encoder != nil {
+		return
+	}
+	for _, c := range plan.Components {
+		if c.Name != d.Component {
+			continue
+		}
+		if p := c.Builder.Prefill(prefillName); p != nil {
+			d.Prefill = prefillName
+			plan.Components = append(plan.Components, &families.Component{Name: prefillName, Builder: p})
+			return
+		}
+	}
 }
 
 // pieces is the .toml that names the parts of a split release. Paths are relative to the file.

@@ -28,6 +28,13 @@ type Options struct {
 	VisionCacheDir  string // folder where feature rows are kept as well, for later processes; empty: none
 	VisionCacheDisk int64  // bytes that VisionCacheDir may hold; 0: 4 GiB
 
+	// WideRows is the number of tokens from which on a step runs on the prefill graph, where the model has one; 0: measured on
+	// this machine when a model is first opened, and kept in CacheDir.
+	WideRows int
+	// LowMemory leaves the prefill graph out: prompts are then read by the decoder's graph, slower and in less memory.
+	LowMemory bool
+	CacheDir  string // what is measured or made once; empty: the user's cache folder
+
 	Limits preprocess.Limits // bounds on the pictures of strangers; zero: preprocess's defaults
 	Logger *slog.Logger      // nil: nothing is logged
 }

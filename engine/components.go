@@ -23,7 +23,7 @@ func loadComponent(ctx context.Context, folder, name string, m *manifest.Manifes
 	s, err := opts.Runtime.Load(ctx, filepath.Join(folder, c.File), graphs.SessionOptions{
 		Device: graphs.Device(opts.Device), DeviceID: opts.DeviceID, Threads: opts.Threads,
 		// The picture graphs run now and then beside a decoder that is always busy.
-		StopSpinning: m.Decoder == nil || name != m.Decoder.Component,
+		StopSpinning: m.Decoder == nil || name != m.Decoder.Component && name != m.Decoder.Prefill,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load component %s: %w", name, err)

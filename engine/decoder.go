@@ -17,32 +17,54 @@ import (
 // It belongs to one goroutine, but for Close, which comes after it.
 type decoder struct {
 	session *graphs.Session
-	arena   *graphs.Arena
-	encoder *encoder // nil: prompts go to the decoder itself
-	spec    manifest.Decoder
-	vocab   int
+	// wide computes the same with the same ports, faster for wideRows tokens and more; nil: session runs all steps.
+	wide     *graphs.Session
+	wideRows int
+	arena    *graphs.Arena
+	encoder  *encoder // nil: prompts go to the decoder itself
+	spec     manifest.Decoder
+	vocab    int
 
 	input, logitsOut              *graphs.Tensor // [tokens, hidden_size], [rows, vocab_size]
 	rowMap, tokenMap, logitsRows  *graphs.Tensor
 	seqlensK, querySeqlens, total *graphs.Tensor
-	positions                     *graphs.Tensor          // [tokens]; nil where the graph does not ask for them
-	sourceSeqlens                 *graphs.Tensor          // [batch]; nil without an encoder
-	axes                          *preprocess.MRoPE       // nil where positions are places in the sequence
-	deepstack                     []*graphs.Tensor        // [tokens, hidden_size] each
-	spanFirst, spanLast           *graphs.Tensor          // [tokens]; nil where the graph does not ask for them
-	cosLocal, sinLocal            *graphs.Tensor          // nil without decoder.rope_local
-	cos, sin                      *graphs.Tensor          // the common tables; with axes, a row for each packed token
-	ownCos, ownSin                *graphs.Tensor          // tables of one sequence, made when first needed
-	ownLength                     int                     // the length that ownCos and ownSin are for
-	steps                         map[[3]int]*graphs.Step // by first slot, number of slots and width of the encoder's arena
+	positions                     *graphs.Tensor    // [tokens]; nil where the graph does not ask for them
+	sourceSeqlens                 *graphs.Tensor    // [batch]; nil without an encoder
+	axes                          *preprocess.MRoPE // nil where positions are places in the sequence
+	deepstack                     []*graphs.Tensor  // [tokens, hidden_size] each
+	spanFirst, spanLast           *graphs.Tensor    // [tokens]; nil where the graph does not ask for them
+	cosLocal, sinLocal            *graphs.Tensor    // nil without decoder.rope_local
+	cos, sin                      *graphs.Tensor    // the common tables; with axes, a row for each packed token
+	ownCos, ownSin                *graphs.Tensor    // tables of one sequence, made when first needed
+	ownLength                     int               // the length that ownCos and ownSin are for
+	steps                         map[stepKey]*graphs.Step
 	runtime                       *graphs.Runtime
 	out                           []float32 // logits of the last step
 }
 
-// newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the session and
-// the encoder, which are closed when this fails.
-func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
-	d = &decoder{session: session, encoder: source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[[3]int]*graphs.Step{}}
+// stepKey is what the argument list of a step depends on.
+type stepKey struct {
+	wide         bool
+	first, slots int
+	crossWidth   int // of the encoder's arena
+}
+
+// decoderGraphs are the sessions of a decoder.
+type decoderGraphs struct {
+	session *graphs.Session
+	wide    *graphs.Session // nil: there is none, or it is not wanted
+	source  *encoder        // nil: prompts go to the decoder itself
+}
+
+// Close closes what is there.
+func (g decoderGraphs) Close() error {
+	return errors.Join(g.session.Close(), g.wide.Close(), g.source.Close())
+}
+
+// newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the graphs, which are
+// closed when this fails.
+func newDecoder(rt *graphs.Runtime, g decoderGraphs, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
+	d = &decoder{session: g.session, wide: g.wide, encoder: g.source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[stepKey]*graphs.Step{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -70,8 +92,18 @@ func newDecoder(rt *graphs.Runtime, session *graphs.Session, source *encoder, sp
 	return d, d.allocate(int64(slots), int64(capacity), int64(maxTokens))
 }
 
-// checkPorts makes sure that the graph has what steps feed and fetch, and nothing else.
+// checkPorts makes sure that the graphs have what steps feed and fetch, and nothing else.
 func (d *decoder) checkPorts() error {
+	err := d.checkPortsOf(d.session)
+	if d.wide != nil {
+		if wide := d.checkPortsOf(d.wide); wide != nil {
+			err = errors.Join(err, fmt.Errorf("the prefill graph: %w", wide))
+		}
+	}
+	return err
+}
+
+func (d *decoder) checkPortsOf(session *graphs.Session) error {
 	inputs := map[string]int{ // rank by name
 		"inputs_embeds": 2, "row_map": 2, "token_map": 1, "logits_rows": 1, "seqlens_k": 1, "query_seqlens": 1, "total_sequence_length": 0,
 	}
@@ -117,7 +149,7 @@ func (d *decoder) checkPorts() error {
 		}
 		return errors.Join(problems...)
 	}
-	return errors.Join(check("input", inputs, d.session.Inputs()), check("output", outputs, d.session.Outputs()))
+	return errors.Join(check("input", inputs, session.Inputs()), check("output", outputs, session.Outputs()))
 }
 
 // positionIDs is the input of decoders with learned positions: [tokens] i64, each packed token's place in its sequence.
@@ -186,7 +218,7 @@ func (d *decoder) embeds(tokens int) []float32 {
 }
 
 func (d *decoder) run(ctx context.Context, s *step) error {
-	st, err := d.stepFor(s.first, s.slots)
+	st, err := d.stepFor(d.wide != nil && s.tokens >= d.wideRows, s.first, s.slots)
 	if err != nil {
 		return err
 	}
@@ -257,10 +289,10 @@ func (d *decoder) layOut(s *step) error {
 }
 
 // stepFor returns the argument list for a view of the arena; each is made once.
-func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
-	key := [3]int{first, slots}
+func (d *decoder) stepFor(wide bool, first, slots int) (*graphs.Step, error) {
+	key := stepKey{wide: wide, first: first, slots: slots}
 	if d.encoder != nil {
-		key[2] = d.encoder.width
+		key.crossWidth = d.encoder.width
 	}
 	if st := d.steps[key]; st != nil {
 		return st, nil
@@ -300,7 +332,11 @@ func (d *decoder) stepFor(first, slots int) (*graphs.Step, error) {
 		in[fmt.Sprintf("past_key.%d", layer)], out[fmt.Sprintf("present_key.%d", layer)] = key, key
 		in[fmt.Sprintf("past_value.%d", layer)], out[fmt.Sprintf("present_value.%d", layer)] = value, value
 	}
-	st, err := d.session.Bind(in, out)
+	session := d.session
+	if wide {
+		session = d.wide
+	}
+	st, err := session.Bind(in, out)
 	if err != nil {
 		return nil, err
 	}
@@ -353,6 +389,6 @@ func (d *decoder) Close() error {
 	for _, t := range d.deepstack {
 		problems = append(problems, t.Close())
 	}
-	problems = append(problems, d.arena.Close(), d.encoder.Close(), d.session.Close())
+	problems = append(problems, d.arena.Close(), d.encoder.Close(), d.wide.Close(), d.session.Close())
 	return errors.Join(problems...)
 }

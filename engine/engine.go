@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -89,6 +90,11 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.CacheDir == "" {
+		if dir, err := os.UserCacheDir(); err == nil { // without one, nothing is kept
+			o.CacheDir = filepath.Join(dir, "glimpse")
+		}
+	}
 	var problems []error
 	for _, v := range []struct {
 		name  string
@@ -101,6 +107,7 @@ func (o Options) withDefaults() (Options, error) {
 		{"prefill chunk", &o.PrefillChunk, defaultChunk, 1 << 16},
 		{"picture batch", &o.PictureBatch, defaultPictureBatch, 1 << 12},
 		{"threads", &o.Threads, 0, 1 << 12},
+		{"wide rows", &o.WideRows, 0, 1 << 20},
 	} {
 		if *v.value == 0 {
 			*v.value = v.empty
@@ -169,13 +176,9 @@ func (e *Engine) load(ctx context.Context, folder string, opts Options) (err err
 
 func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) error {
 	spec := *e.manifest.Decoder
-	session, err := loadComponent(ctx, folder, spec.Component, e.manifest, opts)
+	loaded, err := e.loadDecoderGraphs(ctx, folder, opts)
 	if err != nil {
 		return err
-	}
-	source, err := e.loadEncoder(ctx, folder, opts)
-	if err != nil {
-		return errors.Join(err, session.Close())
 	}
 	available := availableMemory() // what the weights leave, and the encoder's keys and values
 	if available > 0 {
@@ -183,17 +186,20 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	}
 	capacity, err := chooseCapacity(spec, opts, available, e.logger)
 	if err != nil {
-		return errors.Join(err, source.Close(), session.Close())
+		return errors.Join(err, loaded.Close())
 	}
 	// A chunk of slack: where rows of different lengths share a step, the operator wants room for the longest in each slot.
 	chunk := opts.PrefillChunk
-	spans := hasInput(session, spanFirst)
+	spans := hasInput(loaded.session, spanFirst)
 	if spans && e.manifest.Picture != nil {
 		chunk = max(chunk, e.manifest.Picture.TokensPerTile) // a picture goes into one step
 	}
 	chunk = min(chunk, capacity)
-	e.decoder, err = newDecoder(opts.Runtime, session, source, spec, opts.Slots, capacity+chunk, chunk+opts.Slots)
+	e.decoder, err = newDecoder(opts.Runtime, loaded, spec, opts.Slots, capacity+chunk, chunk+opts.Slots)
 	if err != nil {
+		return err
+	}
+	if err := e.decoder.chooseWideRows(ctx, e.manifest, opts); err != nil {
 		return err
 	}
 	e.limit = capacity
@@ -202,11 +208,31 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
 		spans: spans, ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
 	}
-	if source != nil {
+	if source := loaded.source; source != nil {
 		e.sourceLimit, cfg.encoder = source.capacity, source
 	}
 	e.scheduler = newScheduler(e.decoder, cfg)
 	return nil
+}
+
+// loadDecoderGraphs loads the decoder's graphs; after an error none is open.
+func (e *Engine) loadDecoderGraphs(ctx context.Context, folder string, opts Options) (g decoderGraphs, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Close())
+		}
+	}()
+	spec := e.manifest.Decoder
+	if g.session, err = loadComponent(ctx, folder, spec.Component, e.manifest, opts); err != nil {
+		return g, err
+	}
+	if spec.Prefill != "" && !opts.LowMemory {
+		if g.wide, err = loadComponent(ctx, folder, spec.Prefill, e.manifest, opts); err != nil {
+			return g, err
+		}
+	}
+	g.source, err = e.loadEncoder(ctx, folder, opts)
+	return g, err
 }
 
 // loadEncoder loads the encoder of an encoder-decoder model; nil for others.

@@ -1,12 +1,12 @@
 // Continuous batching: one goroutine owns the decoder and its slots, and runs step after step.
 //
 // Each turn of the loop lets go of requests that were cancelled, admits waiting ones to free slots (the lowest first, so
-// that decode steps stay narrow), runs one chunk of the oldest unfinished prompt and then one token for every sequence
-// that decodes. A long prompt therefore delays running streams by a chunk at a time, never by the whole prompt.
+// that steps stay narrow), and runs one step: a token of every sequence that decodes, and in the same step as many tokens
+// of unfinished prompts, the oldest first, as keep the running answers flowing (pace.go). The decoder works on packed
+// tokens, so what shares a step costs what it is worth.
 //
-// What must stay true: a row's tokens depend on nothing but its own ids, features and settings, whatever the company.
-// All steps are made by build, which turns "slot → number of new tokens" into a step; prompt chunks and decode rows
-// can share one when the engine wants that.
+// What must stay true: a row's tokens depend on nothing but its own ids, features and settings, whatever the company, but
+// for the last bits of its sums. All steps are made by build, which turns "slot → number of new tokens" into a step.
 //
 // The steady state allocates nothing: buffers are made once, for the widest step.
 
@@ -52,6 +52,7 @@ type scheduler struct {
 	admitted uint64
 	step     *step
 	take     []int // per slot: new tokens in the step under construction
+	pace     pace
 	scratch  *samplerScratch
 }
 
@@ -69,6 +70,7 @@ func newScheduler(s stepper, cfg schedulerConfig) *scheduler {
 		step:            newStep(cfg.slotCount),
 		take:            make([]int, cfg.slotCount),
 		scratch:         newSamplerScratch(cfg.vocab),
+		pace:            newPace(cfg.chunk),
 	}
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	go d.loop()
@@ -126,29 +128,99 @@ func (d *scheduler) receive() bool {
 	}
 }
 
-// turn is one round: leave, admit, encode a source or prefill a chunk, decode a token.
+// turn is one round: leave, admit, and step.
 func (d *scheduler) turn() {
 	d.dropCancelled()
 	d.admit()
-	if q := d.oldestPrefill(); q != nil {
-		if err := d.encode(q); err != nil {
-			d.end(q, fmt.Errorf("run the encoder: %w", err))
-		} else if take, err := d.prefill(q); err != nil {
-			d.end(q, err)
-		} else {
-			d.only(q.slot, take)
-		}
+	clear(d.take)
+	rows := d.takeRows()
+	prompts := d.takePrompts(d.pace.budget(rows))
+	if rows+prompts > 0 {
+		start := time.Now()
+		d.advanceTaken()
+		d.pace.note(rows, prompts, time.Since(start))
 	}
-	d.decode()
+	d.stepApart()
 }
 
-// prefill returns how many tokens of the prompt the next step takes.
-func (d *scheduler) prefill(q *sequence) (int, error) {
-	take := min(d.chunk, q.waiting())
-	if !d.spans {
-		return take, nil
+// takeRows gives the next step a token of every decoding sequence that can share one, and returns how many there are.
+func (d *scheduler) takeRows() (rows int) {
+	for i, q := range d.slots {
+		if q != nil && !q.prefilling() && d.ropeLength(q, 1) == 0 {
+			d.take[i] = 1
+			rows++
+		}
 	}
-	return q.wholePictures(take)
+	return rows
+}
+
+// takePrompts gives the next step up to budget tokens of prompts that can share one, those of the oldest first, so that a
+// second prompt does not delay the first token of the first. It returns how many they are.
+func (d *scheduler) takePrompts(budget int) (tokens int) {
+	if d.spans {
+		return 0
+	}
+	for q := d.nextPrefill(0); q != nil && tokens < budget; q = d.nextPrefill(q.admitted) {
+		take := min(budget-tokens, q.waiting())
+		if d.ropeLength(q, take) > 0 || !d.ready(q) {
+			continue
+		}
+		d.take[q.slot] = take
+		tokens += take
+	}
+	return tokens
+}
+
+// advanceTaken runs the step that take describes. It begins at slot 0 unless it is one slot's alone: the argument lists of
+// steps are kept, and each pair of ends is another one.
+func (d *scheduler) advanceTaken() {
+	first, last := -1, 0
+	for i, n := range d.take {
+		if n > 0 {
+			if first < 0 {
+				first = i
+			}
+			last = i
+		}
+	}
+	if first < last {
+		first = 0
+	}
+	d.advance(first, last-first+1)
+}
+
+// stepApart runs the steps that sequences have to themselves: a chunk of the oldest prompt where pictures are not split
+// between steps, and sequences whose rotary tables are their own.
+func (d *scheduler) stepApart() {
+	if d.spans {
+		if q := d.nextPrefill(0); q != nil && d.ready(q) {
+			if take, err := q.wholePictures(min(d.chunk, q.waiting())); err != nil {
+				d.end(q, err)
+			} else {
+				d.only(q.slot, take)
+			}
+		}
+	}
+	if d.ropeLimit == 0 {
+		return
+	}
+	if q := d.nextPrefill(0); q != nil && d.ropeLength(q, 1) > 0 && d.ready(q) {
+		d.only(q.slot, min(d.chunk, q.waiting()))
+	}
+	for i, q := range d.slots {
+		if q != nil && !q.prefilling() && d.ropeLength(q, 1) > 0 {
+			d.only(i, 1)
+		}
+	}
+}
+
+// ready runs the encoder on the source of a sequence that has one; a sequence for which that failed has ended.
+func (d *scheduler) ready(q *sequence) bool {
+	if err := d.encode(q); err != nil {
+		d.end(q, fmt.Errorf("run the encoder: %w", err))
+		return false
+	}
+	return true
 }
 
 // encode runs the encoder on the sequence's source, once.
@@ -214,42 +286,20 @@ func (d *scheduler) admit() {
 // prefilling reports whether prompt tokens are left beyond what a decode step takes.
 func (q *sequence) prefilling() bool { return q.cached < q.prompt }
 
-// oldestPrefill returns the sequence whose prompt goes on next: first come, first served, so that a second prompt does
-// not delay the first token of the first.
-func (d *scheduler) oldestPrefill() *sequence {
+// nextPrefill returns the oldest sequence with an unfinished prompt among those admitted after the given one.
+func (d *scheduler) nextPrefill(after uint64) *sequence {
 	var oldest *sequence
 	for _, q := range d.slots {
-		if q != nil && q.prefilling() && (oldest == nil || q.admitted < oldest.admitted) {
+		if q != nil && q.prefilling() && q.admitted > after && (oldest == nil || q.admitted < oldest.admitted) {
 			oldest = q
 		}
 	}
 	return oldest
 }
 
-// decode runs one token of every decoding sequence in one step. A sequence whose rotary tables are its own steps alone.
-func (d *scheduler) decode() {
-	last := -1
-	for i, q := range d.slots {
-		d.take[i] = 0
-		if q != nil && !q.prefilling() && d.ropeLength(q, 1) == 0 {
-			d.take[i], last = 1, i
-		}
-	}
-	if last >= 0 {
-		d.advance(0, last+1)
-	}
-	if d.ropeLimit == 0 {
-		return
-	}
-	for i, q := range d.slots {
-		if q != nil && !q.prefilling() && d.ropeLength(q, 1) > 0 {
-			d.only(i, 1)
-		}
-	}
-}
-
 // only steps one slot by n tokens.
 func (d *scheduler) only(slot, n int) {
+	clear(d.take)
 	d.take[slot] = n
 	d.advance(slot, 1)
 }

@@ -48,6 +48,24 @@ type Feature struct {
 	Present bool
 }
 
+// Processor names the processor and the instruction sets that kernels choose by, for
+// keys of what is measured or made on one machine.
+func Processor() string {
+	var words []string
+	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, rest, ok := strings.Cut(string(raw), "model name"); ok {
+			line, _, _ := strings.Cut(rest, "\n")
+			words = append(words, strings.TrimLeft(line, "\t: "))
+		}
+	}
+	for _, f := range cpuFeatures() {
+		if f.Present {
+			words = append(words, f.Name)
+		}
+	}
+	return runtime.GOARCH + " " + strings.Join(words, " ")
+}
+
 // saturates reports whether int8 kernels add pairs of products in 16 bits, which
 // uint8 activations times int8 weights overflow: x86 before VNNI. ONNX Runtime
 // then has slower kernels that do not, when it is asked.

@@ -152,6 +152,10 @@ func (m *Manifest) validateDecoder(p *problems) {
 	}
 	_, ok := m.Components[d.Component]
 	p.check(ok, "decoder.component names %q, which is not a component", d.Component)
+	if d.Prefill != "" {
+		_, ok := m.Components[d.Prefill]
+		p.check(ok, "decoder.prefill names %q, which is not a component", d.Prefill)
+	}
 	p.within("decoder.layers", d.Layers, 1, 1<<12)
 	p.within("decoder.hidden_size", d.HiddenSize, 1, 1<<20)
 	p.within("decoder.heads", d.Heads, 1, 1<<12)

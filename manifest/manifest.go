@@ -214,7 +214,9 @@ type Tokens struct {
 
 // Decoder describes the language model's graph; its ports are listed in docs/model-folder.md.
 type Decoder struct {
-	Component    string `toml:"component"` // key in Components
+	Component string `toml:"component"` // key in Components
+	// Prefill is the component with the same ports that is faster for many tokens at once; empty: there is none.
+	Prefill      string `toml:"prefill,omitempty"`
 	Layers       int    `toml:"layers"`
 	HiddenSize   int    `toml:"hidden_size"`
 	Heads        int    `toml:"heads"`

@@ -91,6 +91,9 @@ func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Quiet, "quiet", false, "no progress, only the counts at the end")
 }
 
+// reproducibleFrom is --prefill-from where rows must not depend on what this machine measured.
+const reproducibleFrom = 8
+
 func newCaption(a *app) *cobra.Command {
 	var o CaptionOptions
 	cmd := &cobra.Command{
@@ -108,6 +111,9 @@ func newCaption(a *app) *cobra.Command {
 			args = o.takeAddress(args)
 			if o.Reproducible && !cmd.Flags().Changed("slots") {
 				o.Slots = 1 // what decodes together changes the last bits of quantised models, and so, rarely, a word
+			}
+			if o.Reproducible && !cmd.Flags().Changed("prefill-from") {
+				o.PrefillFrom = reproducibleFrom // and so does which graph reads the end of a prompt
 			}
 			if err := o.ClipOptions.check(); err != nil {
 				return err

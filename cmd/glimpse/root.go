@@ -48,8 +48,17 @@ type ModelOptions struct {
 	Slots        int
 	Context      int
 	MaxPixels    int
+	Memory       string
+	PrefillFrom  int
+	CacheDir     string
 	CacheOptions // has flags of its own: commands without them keep nothing between requests
 }
+
+// Words of --memory.
+const (
+	memoryNormal = "normal"
+	memoryLow    = "low"
+)
 
 // AddFlags adds the flags; slots is the default of --slots.
 func (o *ModelOptions) AddFlags(f *pflag.FlagSet, slots int) {
@@ -57,6 +66,10 @@ func (o *ModelOptions) AddFlags(f *pflag.FlagSet, slots int) {
 	f.Var(&count{&o.Slots, 1}, "slots", "requests that decode together")
 	f.Var(&count{&o.Context, 0}, "context", "prompt and answer tokens of one request; 0: what the model allows, at most 4096")
 	f.Var(&count{&o.MaxPixels, 1}, "max-pixels", "largest width × height of a picture")
+	o.Memory = memoryNormal
+	f.Var(&choice{&o.Memory, []string{memoryNormal, memoryLow}}, "memory", "low: without the graph that reads prompts faster, where the model has one")
+	f.Var(&count{&o.PrefillFrom, 0}, "prefill-from", "tokens of a step from which on the prefill graph runs it; 0: measured once on this machine")
+	f.StringVar(&o.CacheDir, "cache-dir", "", "`folder` for what is measured or made once; default: glimpse in the user's cache folder")
 }
 
 // app is what every command gets.
@@ -167,7 +180,7 @@ func (a *app) withEngine(ctx context.Context, folder string, o ModelOptions, f f
 func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string, o ModelOptions) (*engine.Engine, error) {
 	e, err := engine.Open(ctx, folder, engine.Options{
 		Runtime: rt, Device: a.global.Device, Threads: a.global.Threads,
-		Slots: o.Slots, Capacity: o.Context,
+		Slots: o.Slots, Capacity: o.Context, LowMemory: o.Memory == memoryLow, WideRows: o.PrefillFrom, CacheDir: o.CacheDir,
 		VisionCache: o.Vision, VisionCacheDir: o.VisionDir, VisionCacheDisk: o.VisionDisk,
 		Limits: preprocess.Limits{MaxPixels: int64(o.MaxPixels)}, Logger: a.log,
 	})

@@ -18,11 +18,14 @@ type Builder struct {
 	Linears    []LinearInfo
 	gathered   map[string]bool // paths of Linears that report
 	smoothed   int             // Linears whose inputs are smoothed
+	blockwise  map[*onnx.Node]blockwise
+	derived    bool // from another component, whose weights these are
 }
 
 // NewBuilder starts the graph of a component.
 func NewBuilder(name string, tensors *Tensors, policy Policy) *Builder {
-	return &Builder{Graph: onnx.NewGraph(name), Tensors: tensors, Policy: policy, formats: map[string]int64{}, gathered: map[string]bool{}}
+	return &Builder{Graph: onnx.NewGraph(name), Tensors: tensors, Policy: policy, formats: map[string]int64{},
+		gathered: map[string]bool{}, blockwise: map[*onnx.Node]blockwise{}}
 }
 
 // Parameters returns the number of weight elements in the graph, and how many are stored in each format.
@@ -30,8 +33,14 @@ func (b *Builder) Parameters() (total int64, byFormat map[string]int64) {
 	return b.parameters, b.formats
 }
 
+// Derived reports whether the component computes with the weights of another one.
+func (b *Builder) Derived() bool { return b.derived }
+
 // Describe says in words how the component's weights are stored, and why where a layer is kept from what was asked.
 func (b *Builder) Describe() string {
+	if b.derived {
+		return FormatInt8Rows.String() + ", for prompts and wide batches"
+	}
 	text := b.Policy.Describe()
 	if b.wide && b.Policy.resolved() != FP32 {
 		text += "; the feed-forward's output matrices (wo) stay fp32, because their results overflow float16"
@@ -75,6 +84,7 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 			y = b.gemm(x, b.half("weight", l.W), bias)
 		case f.Block > 0:
 			y = b.matMulNBits(x, l.W, f, bias)
+			b.blockwise[b.Nodes[len(b.Nodes)-1]] = blockwise{l, f.Name, bias}
 		default:
 			y = b.int8Rows(x, l.W, bias)
 		}

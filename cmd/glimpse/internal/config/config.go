@@ -36,6 +36,7 @@ type key string
 var keys = []key{
 	"device", "threads", ortLib, ffmpeg, "log_level", "slots", "context", "max_pixels",
 	"vision_cache", "vision_cache_dir", "vision_cache_dir_bytes",
+	"memory", "prefill_from", "cache_dir",
 	"listen", "keys", "tls_cert", "tls_key", "local_media", "in_flight", "drain_delay", "drain_timeout",
 	"answer_timeout", "in_process", "memory_limit", "models",
 }

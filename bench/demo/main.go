@@ -1,5 +1,6 @@
 // Command demo shows the sample models at work with a built glimpse, each answer beside the truth: captions, a ranking of
-// captions by how well they fit, fine print that only tiles can read, boxes drawn on a picture. `make demo` runs it.
+// captions by how well they fit, fine print that only tiles can read, boxes drawn on a picture, clips that are seen and heard.
+// `make demo` runs it.
 package main
 
 import (
@@ -21,12 +22,13 @@ type options struct {
 	Glimpse  string // the binary
 	Models   string // folder of checkpoints
 	Pictures string // folder of the sample pictures
+	Clips    string // folder of the sample clips
 	Cache    string // folder that converted models and what is made go to
 }
 
 // section is one model of the demonstration. A checkpoint that is not there is left out.
 type section struct {
-	checkpoint string // below options.Models
+	checkpoint string // below options.Models: a folder, or a .toml of pieces
 	title      string
 	show       func(ctx context.Context, d *demo, model string) error
 }
@@ -37,6 +39,7 @@ var sections = []section{
 	{"scenes-blip2-itm", "BLIP-2 ranks nine captions of each picture, eight of them wrong in one attribute", showRanking},
 	{"scenes-internvl", "InternVL reads fine print: with one tile a picture, and with tiles", showTiling},
 	{"scenes-qwenvl", "Qwen-VL points at things", showBoxes},
+	{"scenes-video/video-llama.toml", "Video-LLaMA describes clips: from the frames, from the sound, from both", showClips},
 }
 
 func main() {
@@ -44,6 +47,7 @@ func main() {
 	flag.StringVar(&opts.Glimpse, "glimpse", "bin/glimpse", "the `binary`")
 	flag.StringVar(&opts.Models, "models", "testdata/models", "`folder` of checkpoints")
 	flag.StringVar(&opts.Pictures, "pictures", "testdata/pictures", "`folder` of pictures with their captions.json; pictures of other models lie beside it")
+	flag.StringVar(&opts.Clips, "clips", "testdata/clips", "`folder` of clips with their clips.json")
 	flag.StringVar(&opts.Cache, "cache", ".cache", "`folder` for converted models and what is made")
 	flag.Parse()
 
@@ -66,7 +70,11 @@ func run(ctx context.Context, opts options, out io.Writer) error {
 	var failed []error
 	for _, s := range sections {
 		checkpoint := filepath.Join(opts.Models, s.checkpoint)
-		if _, err := os.Stat(filepath.Join(checkpoint, "config.json")); err != nil {
+		needed := checkpoint
+		if filepath.Ext(checkpoint) != ".toml" {
+			needed = filepath.Join(checkpoint, "config.json")
+		}
+		if _, err := os.Stat(needed); err != nil {
 			continue
 		}
 		fmt.Fprintf(out, "\n== %s (%s)\n\n", s.title, checkpoint)
@@ -83,7 +91,11 @@ func run(ctx context.Context, opts options, out io.Writer) error {
 
 // convert converts a checkpoint anew; the demonstration's models take a fraction of a second.
 func (d *demo) convert(ctx context.Context, checkpoint string) (string, error) {
-	model := filepath.Join(d.Cache, filepath.Base(checkpoint))
+	folder := checkpoint
+	if filepath.Ext(checkpoint) == ".toml" {
+		folder = filepath.Dir(checkpoint)
+	}
+	model := filepath.Join(d.Cache, filepath.Base(folder))
 	if err := os.MkdirAll(d.Cache, 0o755); err != nil {
 		return "", err
 	}

@@ -34,12 +34,15 @@ def lexicon_texts(count: int = 4000) -> list[str]:
     return texts
 
 
-def build(texts: list[str], special_tokens_last: tuple[str, ...] = (IMAGE, PAD)) -> Tokenizer:
+def build(
+    texts: list[str], special_tokens_last: tuple[str, ...] = (IMAGE, PAD), split: pre_tokenizers.PreTokenizer | None = None
+) -> Tokenizer:
+    """`split` says where merges end, in training only; without one, words keep their leading ▁, and punctuation and line breaks
+    stand alone."""
     metaspace = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = metaspace
-    # Only for training: words keep their leading ▁; punctuation and line breaks stand alone.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.pre_tokenizer = split or pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("▁", "merged_with_next"),
             pre_tokenizers.Split(Regex(r"[^\w▁]"), "isolated"),

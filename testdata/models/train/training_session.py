@@ -33,8 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser, minutes: float, batch: int) -
 class Session:
     """Trains `model` and `probes` (which only serve training); goes on from DIR/state.pt where there is one."""
 
-    def __init__(self, options: argparse.Namespace, model: torch.nn.Module, probes: torch.nn.Module):
-        self.options, self.model, self.probes = options, model, probes
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        model: torch.nn.Module,
+        probes: torch.nn.Module,
+        tables: tuple[str, ...] = ("embed", "lm_head", "wte", "query", "positional"),
+    ):
+        """`tables` are parts of the names of matrices that are no layers' (AdamW trains them, Muon the layers')."""
+        self.options, self.model, self.probes, self.tables = options, model, probes, tables
         options.work.mkdir(parents=True, exist_ok=True)
         self.averaged = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.optimizers = self._optimizers()
@@ -115,7 +122,7 @@ class Session:
         for name, parameter in self.model.named_parameters():
             if parameter.ndim < 2:
                 vectors.append(parameter)
-            elif parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "wte", "query", "positional")):
+            elif parameter.ndim == 2 and not any(word in name for word in self.tables):
                 layers.append(parameter)
             else:
                 matrices.append(parameter)

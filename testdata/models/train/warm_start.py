@@ -1,4 +1,5 @@
-"""Starts a demo model from scenes-llava's weights: what it has learnt about the scenes' language carries over.
+"""Starts a demo model from scenes-llava's (and scenes-blip2's) weights: what was learnt about the scenes and their language
+carries over.
 
 LLaVA-1.5's decoder, Qwen2's and Qwen-7B's compute the same layers under other names (Qwen2 adds biases, Qwen-7B has as
 many key/value heads as heads), and CLIP's tower is Qwen-VL's but for the class token and GELU's exact form. Words that
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import qwenvl_model
+import video_llama_model
 
 STAND_INS = {"<|im_end|>": "</s>", "\n": ":", "user": "▁USER", "assistant": "▁ASSISTANT"}
 
@@ -105,3 +107,45 @@ def qwen_tower(source: Source, visual: qwenvl_model.Visual) -> None:
             getattr(layer.mlp.c_proj, part).copy_(source.tower(index, "mlp.fc2", part))
             getattr(layer.ln_1, part).copy_(source.tower(index, "layer_norm1", part))
             getattr(layer.ln_2, part).copy_(source.tower(index, "layer_norm2", part))
+
+
+@torch.no_grad()
+def llama_decoder(source: Source, model: torch.nn.Module, tokens: list[str]) -> int:
+    """Fills a LlamaForCausalLM of LLaVA's sizes; the number of words carried over."""
+    state = {name.removeprefix("language_model."): tensor for name, tensor in source.state.items() if name.startswith("language_model.")}
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name not in tables}, strict=False)
+    texts = [token.replace("▁", " ") for token in tokens]
+    return source.copy_words(texts, model.model.embed_tokens.weight, model.lm_head.weight)
+
+
+@torch.no_grad()
+def eva_and_qformer(folder: Path, model: video_llama_model.VideoLlama) -> None:
+    """Fills tower, ln_vision, queries and image Q-Former from BLIP-2 of the same sizes in the hub's layout."""
+    state = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    width = model.shape["vision"]
+    vision = {
+        "vision_model.embeddings.class_embedding": "visual_encoder.cls_token",
+        "vision_model.embeddings.position_embedding": "visual_encoder.pos_embed",
+        "vision_model.embeddings.patch_embedding.": "visual_encoder.patch_embed.proj.",
+        "vision_model.encoder.layers.": "visual_encoder.blocks.",
+        "vision_model.post_layernorm.": "ln_vision.",
+        "qformer.layernorm.": "Qformer.bert.embeddings.LayerNorm.",
+        "qformer.encoder.": "Qformer.bert.encoder.",
+        "query_tokens": "query_tokens",
+    }
+    inner = {"layer_norm": "norm", "self_attn.projection.": "attn.proj.", "self_attn.": "attn.", "attention.attention.": "attention.self."}
+    own = model.state_dict()
+    for name, tensor in state.items():
+        renamed = next((to + name.removeprefix(old) for old, to in vision.items() if name.startswith(old)), None)
+        if renamed is None:
+            continue
+        for old, to in inner.items():
+            renamed = renamed.replace(old, to)
+        if renamed.endswith("attn.qkv.bias"):
+            if tensor[width : 2 * width].any():
+                raise ValueError(f"{name}: EVA's keys have no bias")
+            own[renamed.replace("qkv.bias", "q_bias")].copy_(tensor[:width])
+            own[renamed.replace("qkv.bias", "v_bias")].copy_(tensor[2 * width :])
+        else:
+            own[renamed].copy_(tensor)

@@ -56,7 +56,8 @@ class Clip:
     tremolo: tuple[float, float]  # Hz and depth
 
     def seen(self) -> str:
-        return f"a {self.colour} {self.kind} moves {self.direction}"
+        article = "an" if self.colour[0] in "aeiou" else "a"
+        return f"{article} {self.colour} {self.kind} moves {self.direction}"
 
     def heard(self) -> str:
         return f"a {self.tone} tone plays"

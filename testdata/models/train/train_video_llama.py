@@ -1,6 +1,6 @@
 """Trains the demo model in Video-LLaMA's architecture on clips of moving shapes and tones; exports it as the release's pieces.
 
-    python train_video_llama.py --work DIR [--minutes 40] [--session-minutes 20] [--export ../scenes-video]
+    python train_video_llama.py --work DIR [--minutes 30] [--session-minutes 15] [--export ../scenes-video]
 
 As the authors do, the vision tower stays as it is (scenes-blip2's). Beside the answers, linear readings are learnt and thrown
 away at the end: colour, kind and place from each frame's queries; direction, colour and kind from the video's; the tone from
@@ -38,13 +38,13 @@ HERE = Path(__file__).resolve().parent
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_session.add_arguments(parser, minutes=40, batch=32)
+    training_session.add_arguments(parser, minutes=30, batch=32)
     parser.set_defaults(learning_rate=1.5e-3, evaluate_every=4.0, threads=1)
     parser.add_argument("--tower-from", type=Path, default=HERE.parent / "scenes-blip2", help="tower and image Q-Former at the start")
     parser.add_argument("--decoder-from", type=Path, default=HERE.parent / "scenes-llava", help="the decoder at the start")
     parser.add_argument("--reading-share", type=float, default=0.25, help="share of the schedule with the readings alone")
     parser.add_argument("--reading-loss", type=float, default=0.3, help="weight of the readings behind that")
-    parser.add_argument("--fresh", type=int, default=6, help="new clips a step; the others of a batch were seen before")
+    parser.add_argument("--fresh", type=int, default=5, help="new clips a step; the others of a batch were seen before")
     parser.add_argument("--kept", type=int, default=3000, help="most clips that are kept for that")
     return parser.parse_args()
 

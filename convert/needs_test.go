@@ -16,7 +16,12 @@ import (
 
 func TestNeeds(t *testing.T) {
 	index := `{"metadata": {"total_size": 1}, "weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-1.safetensors"}}`
-	read := func(string) ([]byte, error) { return []byte(index), nil }
+	read := func(name string) ([]byte, error) {
+		if name == "config.json" {
+			return []byte(`{"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}`), nil
+		}
+		return []byte(index), nil
+	}
 	everything := []string{".gitattributes", "README.md", "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
 		"tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "qformer_tokenizer/tokenizer.json", "modeling_x.py", "model.onnx", "onnx/model.onnx",
 		"model.Q4.gguf", "flax_model.msgpack", "tf_model.h5", "pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors"}
@@ -61,7 +66,7 @@ func TestNeeds(t *testing.T) {
 
 // What Needs leaves out is not missed: a folder with just those files becomes the same model.
 func TestNeedsIsEnough(t *testing.T) {
-	for _, set := range []string{"llava15-tiny", "instructblip-tiny", "qwenvl-tiny"} {
+	for _, set := range []string{"llava15-tiny", "instructblip-tiny", "qwenvl-tiny", "internvlchat10-tiny"} {
 		folder := filepath.Join("../testdata/goldens", set, "checkpoint")
 		var names []string
 		if err := filepath.WalkDir(folder, func(path string, d os.DirEntry, err error) error {

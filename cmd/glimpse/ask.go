@@ -101,6 +101,10 @@ func runAsk(ctx context.Context, a *app, o AskOptions, args []string) error {
 	if err := o.check(len(args) == 2); err != nil {
 		return err
 	}
+	args, err := a.named(args)
+	if err != nil {
+		return err
+	}
 	m, err := manifest.Read(args[0])
 	if err != nil {
 		return badInput(err)

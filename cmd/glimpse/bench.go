@@ -119,6 +119,10 @@ type samples struct {
 }
 
 func runBench(ctx context.Context, a *app, o BenchOptions, folder string) error {
+	folder, err := a.modelFolder(folder)
+	if err != nil {
+		return err
+	}
 	m, err := manifest.Read(folder)
 	if err != nil {
 		return badInput(err)

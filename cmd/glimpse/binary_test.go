@@ -52,6 +52,13 @@ func buildAndRun(m *testing.M) (int, error) {
 		}
 		os.Setenv("GLIMPSE_ORT_LIB", lib)
 	}
+	// Nothing of the user's own may matter.
+	for _, name := range []string{"XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME"} {
+		os.Setenv(name, filepath.Join(dir, "home"))
+	}
+	for _, name := range []string{"HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "GLIMPSE_MODELS"} {
+		os.Unsetenv(name)
+	}
 	return m.Run(), nil
 }
 

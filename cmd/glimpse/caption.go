@@ -118,6 +118,10 @@ func newCaption(a *app) *cobra.Command {
 			if err := o.ClipOptions.check(); err != nil {
 				return err
 			}
+			args, err := a.named(args)
+			if err != nil {
+				return err
+			}
 			if o.Join != "" {
 				return runJoin(cmd.Context(), a, o, args)
 			}

@@ -14,6 +14,7 @@ import (
 	"glimpse/convert"
 	"glimpse/engine"
 	"glimpse/graphs"
+	"glimpse/hub"
 	"glimpse/preprocess"
 )
 
@@ -56,7 +57,8 @@ func exitCode(ctx context.Context, err error) int {
 	case interrupted(ctx, err):
 		return exitInterrupted
 	case errors.As(err, &input), errors.As(err, &request), errors.As(err, &picture),
-		errors.Is(err, convert.ErrInput), errors.Is(err, batch.ErrInput), errors.Is(err, config.ErrConfig):
+		errors.Is(err, convert.ErrInput), errors.Is(err, batch.ErrInput), errors.Is(err, config.ErrConfig),
+		errors.Is(err, hub.ErrInput), errors.Is(err, hub.ErrNotFound), errors.Is(err, hub.ErrAccess), errors.Is(err, hub.ErrAbsent):
 		return exitUsage
 	default:
 		return exitFound

@@ -73,6 +73,10 @@ func newEmbed(a *app) *cobra.Command {
 
 // withHeads opens a model that has the heads, with the pictures read.
 func withHeads(ctx context.Context, a *app, o HeadOptions, model, head string, f func(*engine.Engine, []engine.Picture) error) error {
+	model, err := a.modelFolder(model)
+	if err != nil {
+		return err
+	}
 	m, err := manifest.Read(model)
 	if err != nil {
 		return badInput(err)

@@ -45,10 +45,14 @@ func newInspect(a *app) *cobra.Command {
 }
 
 func runInspect(ctx context.Context, a *app, o InspectOptions, path string) error {
+	path, err := a.modelFolder(path)
+	if err != nil {
+		return err
+	}
 	if _, err := os.Stat(path); err != nil {
 		return badInput(err)
 	}
-	_, err := os.Stat(filepath.Join(path, manifest.FileName))
+	_, err = os.Stat(filepath.Join(path, manifest.FileName))
 	if err == nil {
 		return inspectModel(a, o, path)
 	}

@@ -28,6 +28,7 @@ type GlobalOptions struct {
 	Threads  int
 	OrtLib   string
 	FFmpeg   string
+	Models   string
 	LogLevel slog.Level
 	logGiven bool
 }
@@ -40,6 +41,7 @@ func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
 	f.Var(&count{&o.Threads, 0}, "threads", "threads of one operator; 0: the physical cores")
 	f.StringVar(&o.OrtLib, "ort-lib", "", "ONNX Runtime's shared `library`, or the folder it is in")
 	f.StringVar(&o.FFmpeg, "ffmpeg", "", "`program` that decodes videos and sounds (default: ffmpeg from PATH); ffprobe is beside it")
+	f.StringVar(&o.Models, "models", "", "`folder` that models are found in by their names (default: glimpse/models in the user's data folder)")
 	f.Var(&logLevel{&o.LogLevel, &o.logGiven}, "log-level", "what is logged to standard error: debug, info, warn, error")
 }
 
@@ -102,7 +104,7 @@ func newRoot(a *app) *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(
-		newConvert(a), newAsk(a), newCaption(a), newQueue(a), newVerify(a), newInspect(a), newSynth(a),
+		newConvert(a), newPull(a), newList(a), newRemove(a), newAsk(a), newCaption(a), newQueue(a), newVerify(a), newInspect(a), newSynth(a),
 		newServe(a), newBench(a), newScore(a), newEmbed(a), newDoctor(a), newVersion(a), newWorker(a),
 	)
 	for _, c := range root.Commands() {

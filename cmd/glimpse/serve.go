@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -33,7 +34,7 @@ type ServeOptions struct {
 	AnswerTime   time.Duration
 	DrainDelay   time.Duration
 	DrainTimeout time.Duration
-	Models       string
+	Models       string // the folder that is watched; without it the named models only
 	InProcess    bool
 	MemoryLimit  int64
 }
@@ -51,7 +52,6 @@ func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.AnswerTime, "answer-timeout", 0, "for making one answer, waiting included; 0: 10m")
 	f.DurationVar(&o.DrainDelay, "drain-delay", 0, "between \"not ready\" and closing the listener when stopping")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "for requests in flight when stopping; 0: 30s")
-	f.StringVar(&o.Models, "models", "", "`folder` of model folders, which is watched: models may come, change and go")
 	f.BoolVar(&o.InProcess, "in-process", false, "run the models in this process; a crash of one is then a crash of all")
 	f.Var(&byteCount{&o.MemoryLimit}, "memory-limit", "`bytes` that the models may hold together (12GiB, 800MB); they are then loaded when asked for")
 }
@@ -61,7 +61,7 @@ func newServe(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "serve [MODEL...] [--models DIR]",
 		Short:   "Serves models over HTTP, with OpenAI's API",
-		Long:    "Serves the models under the names of their folders. The first signal drains: requests in flight may finish.",
+		Long:    "Serves the models under the names of their folders; MODEL may be the name of one in the models folder. Without MODEL all in\nthe models folder are served, and it is watched: models may come, change and go. The first signal drains: requests in flight may finish.",
 		Example: "  glimpse serve llava/ --listen 127.0.0.1:8080",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -75,6 +75,10 @@ func newServe(a *app) *cobra.Command {
 func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (err error) {
 	if !a.global.logGiven {
 		a.setLogLevel(slog.LevelInfo) // a server that says nothing at all looks hung
+	}
+	folders, err = o.served(a, folders)
+	if err != nil {
+		return err
 	}
 	if err := o.check(folders); err != nil {
 		return badInput(err)
@@ -136,11 +140,28 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 	return err
 }
 
+// served turns the named models into their folders. Where none is named, all of the models folder are served.
+func (o *ServeOptions) served(a *app, models []string) ([]string, error) {
+	if len(models) == 0 {
+		dir, err := a.modelsDir()
+		if _, there := os.Stat(dir); err == nil && a.global.Models == "" && there != nil {
+			err = badInputf("serve: no model: name model folders, pull models, or name a folder of them with --models (%s is not there)", dir)
+		}
+		o.Models = dir
+		return nil, err
+	}
+	folders := make([]string, len(models))
+	for i, m := range models {
+		var err error
+		if folders[i], err = a.modelFolder(m); err != nil {
+			return nil, err
+		}
+	}
+	return folders, nil
+}
+
 // check finds what would end the server at its start, before models are loaded for nothing.
 func (o *ServeOptions) check(folders []string) error {
-	if len(folders) == 0 && o.Models == "" {
-		return errors.New("serve: no model: name model folders, or with --models a folder of them")
-	}
 	seen := map[string]string{}
 	for _, folder := range folders {
 		if _, err := manifest.Read(folder); err != nil {
@@ -157,7 +178,7 @@ func (o *ServeOptions) check(folders []string) error {
 		seen[name] = folder
 	}
 	if o.InProcess && (o.MemoryLimit > 0 || o.Models != "") {
-		return errors.New("--memory-limit and --models need a process for each model: leave --in-process out")
+		return errors.New("--memory-limit and a folder of models (--models, or no MODEL) need a process for each model: leave --in-process out")
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		return errors.New("TLS needs both --tls-cert and --tls-key")

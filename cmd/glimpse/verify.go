@@ -49,6 +49,10 @@ func runVerify(ctx context.Context, a *app, o VerifyOptions, model string) error
 	if o.Golden == "" {
 		return badInputf("verify: which golden set? name its folder with --golden")
 	}
+	model, err := a.modelFolder(model)
+	if err != nil {
+		return err
+	}
 	return a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) error {
 		report, err := verify.Run(ctx, e, o.Golden, verify.Options{Cases: o.Cases, Media: av.New(av.Options{FFmpeg: a.global.FFmpeg}), Logger: a.log})
 		if err != nil && ctx.Err() == nil {

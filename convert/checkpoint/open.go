@@ -22,10 +22,10 @@ var folderChoices = []string{
 	"pytorch_model.bin.index.json",
 }
 
-// Choose returns the file that Open would open in a folder with files of these names; false: none.
-func Choose(names []string) (string, bool) {
+// Choose returns the name of the file that Open would open in a folder which has what has says; false: none.
+func Choose(has func(name string) bool) (string, bool) {
 	for _, choice := range folderChoices {
-		if slices.Contains(names, choice) {
+		if has(choice) {
 			return choice, true
 		}
 	}

@@ -156,7 +156,7 @@ func (h *Hub) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case api && words[2] == "revision":
-		release.list(w, words[3])
+		release.list(w, words[0]+"/"+words[1], words[3])
 	case words[2] == "resolve":
 		h.resolve(w, r, release, words[3])
 	default:
@@ -168,7 +168,7 @@ func (r *Release) knows(revision string) bool {
 	return revision == r.Commit || slices.Contains(r.Refs, revision)
 }
 
-func (r *Release) list(w http.ResponseWriter, revision string) {
+func (r *Release) list(w http.ResponseWriter, name, revision string) {
 	if !r.knows(revision) {
 		refuse(w, http.StatusNotFound, "RevisionNotFound", "Invalid rev id: "+revision)
 		return
@@ -200,7 +200,7 @@ func (r *Release) list(w http.ResponseWriter, revision string) {
 		siblings = append(siblings, sibling{Name: r.Traversal})
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{"sha": r.Commit, "siblings": siblings, "gated": r.Gated})
+	_ = json.NewEncoder(w).Encode(map[string]any{"id": name, "sha": r.Commit, "siblings": siblings, "gated": r.Gated})
 }
 
 func (h *Hub) resolve(w http.ResponseWriter, r *http.Request, release *Release, rest string) {

@@ -4,6 +4,7 @@ package hub
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -43,8 +44,7 @@ func (r *repository) link(commit string, f file) error {
 		return fmt.Errorf("link %s into the snapshot: %w", f.path, err)
 	}
 	target := strings.Repeat("../", 2+strings.Count(f.path, "/")) + "blobs/" + f.hash
-	temp := fmt.Sprintf("%s.%d.link", path, os.Getpid())
-	_ = os.Remove(temp)
+	temp := besides(path)
 	if err := os.Symlink(target, temp); err != nil {
 		return fmt.Errorf("link %s into the snapshot: %w", f.path, err)
 	}
@@ -52,6 +52,11 @@ func (r *repository) link(commit string, f file) error {
 		return errors.Join(fmt.Errorf("link %s into the snapshot: %w", f.path, err), os.Remove(temp))
 	}
 	return nil
+}
+
+// besides is a name that nobody else uses at the same time, not even in another container.
+func besides(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text())
 }
 
 // setRef remembers which commit a branch or tag is.
@@ -63,7 +68,7 @@ func (r *repository) setRef(revision, commit string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("remember the revision %s: %w", revision, err)
 	}
-	temp := fmt.Sprintf("%s.%d.new", path, os.Getpid())
+	temp := besides(path)
 	if err := os.WriteFile(temp, []byte(commit), 0o644); err != nil {
 		return fmt.Errorf("remember the revision %s: %w", revision, err)
 	}

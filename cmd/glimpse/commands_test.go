@@ -299,6 +299,30 @@ func TestSettingsAreLayered(t *testing.T) {
 	refused(t, runIt(t, found), "glimpse.toml", "divice", "device")
 }
 
+// --print-config needs no model, and what it prints is a file that says the same.
+func TestPrintConfig(t *testing.T) {
+	first := must(t, "serve", "--print-config", "--media-hosts", "a.example,*.b.example", "--memory-limit", "2GiB", "--answer-timeout", "90s")
+	for _, line := range []string{`media_hosts = ["a.example", "*.b.example"]`, `memory_limit = "2147483648"`, `answer_timeout = "1m30s"`, `log_level = "info"`} {
+		if !strings.Contains(first.stdout, line) {
+			t.Errorf("no %s in\n%s", line, first.stdout)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "again.toml")
+	overwrite(t, file, []byte(first.stdout))
+	again := must(t, "serve", "--print-config", "--config", file)
+	settings := func(text string) (out []string) {
+		for line := range strings.Lines(text) {
+			setting, _, _ := strings.Cut(line, " # ")
+			out = append(out, strings.TrimSpace(setting))
+		}
+		return out
+	}
+	if a, b := settings(first.stdout), settings(again.stdout); !slices.Equal(a, b) {
+		t.Errorf("printed %q, read again %q", a, b)
+	}
+	refused(t, glimpse(t, "serve", model(t), "--media-hosts", "http://a.example"), "--media-hosts", "http://a.example")
+}
+
 func TestServeAnswersAndStops(t *testing.T) {
 	m := model(t)
 	cmd := command(t, "serve", m, "--listen", "127.0.0.1:0")

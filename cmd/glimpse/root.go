@@ -79,6 +79,7 @@ type app struct {
 	stdout, stderr io.Writer
 	global         GlobalOptions
 	log            *slog.Logger
+	sources        config.Sources // of the settings
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -143,10 +144,13 @@ func (a *app) configure(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if err := config.Apply(cmd.Flags(), os.LookupEnv, file); err != nil {
+	if a.sources, err = config.Apply(cmd.Flags(), os.LookupEnv, file); err != nil {
 		return err
 	}
 	a.setLogLevel(a.global.LogLevel)
+	for _, strange := range config.Strange(os.Environ()) {
+		a.log.Warn(strange)
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"glimpse/cmd/glimpse/internal/config"
 	"glimpse/engine"
 	"glimpse/manifest"
 	"glimpse/server"
@@ -30,6 +31,13 @@ type ServeOptions struct {
 	TLSCert      string
 	TLSKey       string
 	LocalMedia   string
+	MediaHosts   []string
+	MaxBody      int64
+	MaxMedia     int64
+	MaxPictures  int
+	BodyTimeout  time.Duration
+	WriteTimeout time.Duration
+	PrintConfig  bool
 	InFlight     int
 	AnswerTime   time.Duration
 	DrainDelay   time.Duration
@@ -47,13 +55,20 @@ func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Keys, "keys", "", "`file` with hashes of the API keys; without it no key is asked for")
 	f.StringVar(&o.TLSCert, "tls-cert", "", "PEM `file` of the certificate")
 	f.StringVar(&o.TLSKey, "tls-key", "", "PEM `file` of the key")
-	f.StringVar(&o.LocalMedia, "local-media", "", "`folder` that file:// URLs of requests may name files of")
+	f.StringVar(&o.LocalMedia, "allow-local-media", "", "`folder` that file:// URLs of requests may name files of; without it none")
+	f.StringSliceVar(&o.MediaHosts, "media-hosts", nil, "`hosts` that http(s) URLs of requests may name: images.example.com, *.example.com, host:port, or * for every public one; without it none")
 	f.Var(&count{&o.InFlight, 0}, "in-flight", "answers being made or waiting, a model; 0: 64")
 	f.DurationVar(&o.AnswerTime, "answer-timeout", 0, "for making one answer, waiting included; 0: 10m")
 	f.DurationVar(&o.DrainDelay, "drain-delay", 0, "between \"not ready\" and closing the listener when stopping")
 	f.DurationVar(&o.DrainTimeout, "drain-timeout", 0, "for requests in flight when stopping; 0: 30s")
+	f.Var(&byteCount{&o.MaxBody}, "max-body", "largest request body in `bytes`; 0: 32MiB")
+	f.Var(&byteCount{&o.MaxMedia}, "max-media", "largest picture, video or sound of a request in `bytes`, encoded; 0: 20MiB")
+	f.Var(&count{&o.MaxPictures, 0}, "max-pictures", "pictures, videos and sounds of a request; 0: 16")
+	f.DurationVar(&o.BodyTimeout, "body-timeout", 0, "for a request's body to arrive; 0: 1m")
+	f.DurationVar(&o.WriteTimeout, "write-timeout", 0, "for a client to take what is written to it; 0: 30s")
 	f.BoolVar(&o.InProcess, "in-process", false, "run the models in this process; a crash of one is then a crash of all")
 	f.Var(&byteCount{&o.MemoryLimit}, "memory-limit", "`bytes` that the models may hold together (12GiB, 800MB); they are then loaded when asked for")
+	f.BoolVar(&o.PrintConfig, "print-config", false, "print all settings and where each comes from, as a glimpse.toml, and end")
 }
 
 func newServe(a *app) *cobra.Command {
@@ -65,6 +80,13 @@ func newServe(a *app) *cobra.Command {
 		Example: "  glimpse serve llava/ --listen 127.0.0.1:8080",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !a.global.logGiven {
+				a.global.LogLevel = slog.LevelInfo // a server that says nothing at all looks hung
+				a.setLogLevel(a.global.LogLevel)
+			}
+			if o.PrintConfig {
+				return config.Print(a.stdout, cmd.Flags(), a.sources)
+			}
 			return runServe(cmd.Context(), a, o, args)
 		},
 	}
@@ -73,9 +95,6 @@ func newServe(a *app) *cobra.Command {
 }
 
 func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (err error) {
-	if !a.global.logGiven {
-		a.setLogLevel(slog.LevelInfo) // a server that says nothing at all looks hung
-	}
 	folders, err = o.served(a, folders)
 	if err != nil {
 		return err
@@ -99,9 +118,14 @@ func runServe(ctx context.Context, a *app, o ServeOptions, folders []string) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, opened.close()) }()
+	fetcher, err := o.fetcher()
+	if err != nil {
+		return badInput(err)
+	}
 	s, err := server.New(server.Options{
-		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia, FFmpeg: a.global.FFmpeg, Traces: spans,
-		Limits: server.Limits{InFlight: o.InFlight, AnswerTimeout: o.AnswerTime, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout},
+		Models: opened.models, ModelsLater: o.Models != "", Logger: a.log, KeyFile: o.Keys, TLSCert: o.TLSCert, TLSKey: o.TLSKey, LocalMedia: o.LocalMedia, Fetcher: fetcher, FFmpeg: a.global.FFmpeg, Traces: spans,
+		Limits: server.Limits{InFlight: o.InFlight, AnswerTimeout: o.AnswerTime, DrainDelay: o.DrainDelay, DrainTimeout: o.DrainTimeout,
+			BodyBytes: o.MaxBody, MediaBytes: o.MaxMedia, Pictures: o.MaxPictures, BodyTimeout: o.BodyTimeout, WriteTimeout: o.WriteTimeout},
 	})
 	if err != nil {
 		return badInput(err)
@@ -188,12 +212,27 @@ func (o *ServeOptions) check(folders []string) error {
 			return fmt.Errorf("--tls-cert and --tls-key: %w", err)
 		}
 	}
+	if _, err := o.fetcher(); err != nil {
+		return err
+	}
 	if o.Keys != "" {
 		if _, err := server.LoadKeys(o.Keys); err != nil {
 			return fmt.Errorf("--keys: %w", err)
 		}
 	}
 	return nil
+}
+
+// fetcher is what gets media by URL; nil where no host is allowed.
+func (o *ServeOptions) fetcher() (server.Fetcher, error) {
+	if len(o.MediaHosts) == 0 {
+		return nil, nil
+	}
+	f, err := server.NewFetcher(server.FetcherOptions{Hosts: o.MediaHosts})
+	if err != nil {
+		return nil, fmt.Errorf("--media-hosts: %w", err)
+	}
+	return f, nil
 }
 
 // what names what is served.

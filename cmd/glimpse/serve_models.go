@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"os/signal"
 	"sync"
@@ -60,11 +59,7 @@ func modelsHere(ctx context.Context, a *app, o ServeOptions, folders []string) (
 // modelsInWorkers prepares workers. Without a memory limit all models are loaded from the start and stay; with one they are
 // loaded when they are asked for.
 func modelsInWorkers(ctx context.Context, a *app, o ServeOptions, folders []string) (*servedModels, error) {
-	level := a.global.LogLevel
-	if !a.global.logGiven {
-		level = slog.LevelInfo // as serve itself
-	}
-	command, err := a.workerCommand(o.ModelOptions, level)
+	command, err := a.workerCommand(o.ModelOptions, a.global.LogLevel)
 	if err != nil {
 		return nil, err
 	}

@@ -37,14 +37,17 @@ var keys = []key{
 	"device", "threads", ortLib, ffmpeg, "log_level", "slots", "context", "max_pixels",
 	"vision_cache", "vision_cache_dir", "vision_cache_dir_bytes",
 	"memory", "prefill_from", "cache_dir",
-	"listen", "keys", "tls_cert", "tls_key", "local_media", "in_flight", "drain_delay", "drain_timeout",
+	"listen", "keys", "tls_cert", "tls_key", "allow_local_media", mediaHosts, "in_flight", "drain_delay", "drain_timeout",
 	"answer_timeout", "in_process", "memory_limit", "models",
+	"max_body", "max_media", "max_pictures", "body_timeout", "write_timeout",
 }
 
-// Keys that name code.
 const (
+	// Keys that name code.
 	ortLib key = "ort_lib"
 	ffmpeg key = "ffmpeg"
+	// Keys that are lists.
+	mediaHosts key = "media_hosts"
 )
 
 func (k key) flag() string { return strings.ReplaceAll(string(k), "_", "-") }
@@ -104,11 +107,34 @@ func parse(raw string) (map[key]string, error) {
 		switch v := tree[name].(type) {
 		case string, int64, float64, bool:
 			values[key(name)] = fmt.Sprint(v)
+		case []any:
+			list, err := texts(name, v)
+			if err != nil {
+				wrong = append(wrong, err)
+				continue
+			}
+			values[key(name)] = list
 		default:
 			wrong = append(wrong, fmt.Errorf("%s must be a text, a number or a truth value", name))
 		}
 	}
 	return values, errors.Join(wrong...)
+}
+
+// texts is a list as a flag takes it. Only keys that are lists take one.
+func texts(name string, list []any) (string, error) {
+	if key(name) != mediaHosts {
+		return "", fmt.Errorf("%s takes one value, not a list", name)
+	}
+	words := make([]string, len(list))
+	for i, v := range list {
+		word, ok := v.(string)
+		if !ok || strings.ContainsAny(word, ",\"\n") {
+			return "", fmt.Errorf("%s[%d] must be a text without commas and quotes", name, i)
+		}
+		words[i] = word
+	}
+	return strings.Join(words, ","), nil
 }
 
 func check(name string) error {
@@ -152,25 +178,34 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
+// Sources says of settings where they came from; those that are not in it have their flag's default.
+type Sources map[string]string
+
 // Apply sets the flags that were not given, from the environment and then from the file.
-func Apply(flags *pflag.FlagSet, lookupEnv func(string) (string, bool), file *File) error {
+func Apply(flags *pflag.FlagSet, lookupEnv func(string) (string, bool), file *File) (Sources, error) {
+	sources := Sources{}
 	for _, k := range keys {
 		flag := flags.Lookup(k.flag())
-		if flag == nil || flag.Changed {
+		if flag == nil {
+			continue
+		}
+		if flag.Changed {
+			sources[flag.Name] = "--" + flag.Name
 			continue
 		}
 		value, from, err := find(k, lookupEnv, file)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if from == "" {
 			continue
 		}
 		if err := flag.Value.Set(value); err != nil {
-			return fmt.Errorf("%w: %s: %q is not right for %s: %w", ErrConfig, from, value, k, err)
+			return nil, fmt.Errorf("%w: %s: %q is not right for %s: %w", ErrConfig, from, value, k, err)
 		}
+		sources[flag.Name] = from
 	}
-	return nil
+	return sources, nil
 }
 
 // find returns a setting and where it came from; "" when it is in neither layer. An empty variable counts as not set.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,7 +63,7 @@ func TestFlagOverEnvironmentOverFile(t *testing.T) {
 			if err := f.Parse(tc.args); err != nil {
 				t.Fatal(err)
 			}
-			if err := Apply(f, env(tc.env...), file); err != nil {
+			if _, err := Apply(f, env(tc.env...), file); err != nil {
 				t.Fatal(err)
 			}
 			if *device != tc.wantDevice || *threads != tc.wantThreads {
@@ -81,7 +82,9 @@ func TestWrongFiles(t *testing.T) {
 		{"Device = \"cpu\"", []string{"Device", "did you mean device?"}},
 		{"completely_else = 1", []string{"completely_else", "known are", "ort_lib"}},
 		{"[serve]\nlisten = \"x\"", []string{"serve"}},
-		{"device = [\"cpu\"]", []string{"device"}},
+		{"device = [\"cpu\"]", []string{"device", "list"}},
+		{"media_hosts = [1]", []string{"media_hosts[0]"}},
+		{"media_hosts = [\"a,b\"]", []string{"media_hosts[0]"}},
 		{"threads = 1\ndevice = \n", []string{"line 2"}},
 		{"thread = 1\ndevise = 2", []string{"thread", "devise"}},
 		{strings.Repeat("#", maxBytes+1), []string{"bytes"}},
@@ -110,10 +113,10 @@ func TestWrongValuesNameTheirSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	f, _, _, _ := flags()
-	if err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "many") {
+	if _, err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "many") {
 		t.Errorf("%v", err)
 	}
-	if err := Apply(f, env("GLIMPSE_THREADS", "few"), file); err == nil || !strings.Contains(err.Error(), "GLIMPSE_THREADS") {
+	if _, err := Apply(f, env("GLIMPSE_THREADS", "few"), file); err == nil || !strings.Contains(err.Error(), "GLIMPSE_THREADS") {
 		t.Errorf("%v", err)
 	}
 }
@@ -132,18 +135,76 @@ func TestFileInTheWorkingDirectory(t *testing.T) {
 	}
 	f, _, _, lib := flags()
 	// Code from a file that merely lies there is refused, unless something better says which library it is.
-	if err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "--config") {
+	if _, err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "--config") {
 		t.Errorf("%v", err)
 	}
-	if err := Apply(f, env("GLIMPSE_ORT_LIB", "good.so"), file); err != nil || *lib != "" {
+	if _, err := Apply(f, env("GLIMPSE_ORT_LIB", "good.so"), file); err != nil || *lib != "" {
 		t.Errorf("with the variable: %v, %q", err, *lib)
 	}
 	named, err := Read(FileName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Apply(f, env(), named); err != nil || *lib != "evil.so" {
+	if _, err := Apply(f, env(), named); err != nil || *lib != "evil.so" {
 		t.Errorf("named: %v, %q", err, *lib)
+	}
+}
+
+// What is printed says where each setting comes from, and read again it gives the same settings.
+func TestPrint(t *testing.T) {
+	path := write(t, "device = \"file\"\nmedia_hosts = [\"a.example\", \"*.b.example\"]\n")
+	file, err := Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newFlags := func() (*pflag.FlagSet, *[]string) {
+		f, _, _, _ := flags()
+		f.String("listen", "x", "")
+		return f, f.StringSlice("media-hosts", nil, "")
+	}
+	f, hosts := newFlags()
+	if err := f.Parse([]string{"--listen", "say \"hi\"\n"}); err != nil {
+		t.Fatal(err)
+	}
+	sources, err := Apply(f, env("GLIMPSE_THREADS", "4"), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GLIMPSE_ORT_LIB", "/lib/ort.so")
+	var out strings.Builder
+	if err := Print(&out, f, sources); err != nil {
+		t.Fatal(err)
+	}
+	for line, source := range map[string]string{
+		`device = "file"`: path, "threads = \"4\"": "GLIMPSE_THREADS", `ort_lib = "/lib/ort.so"`: "GLIMPSE_ORT_LIB",
+		`listen = "say \"hi\"\n"`: "--listen", `media_hosts = ["a.example", "*.b.example"]`: path,
+	} {
+		if want := fmt.Sprintf("%-40s # %s\n", line, source); !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	again, err := Read(write(t, out.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, hostsAgain := newFlags()
+	if _, err := Apply(g, env(), again); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"device", "threads", "listen", "media-hosts"} {
+		if a, b := f.Lookup(name).Value.String(), g.Lookup(name).Value.String(); a != b {
+			t.Errorf("%s was %s and is %s", name, a, b)
+		}
+	}
+	if len(*hosts) != 2 || len(*hostsAgain) != 2 {
+		t.Errorf("hosts %q and %q", *hosts, *hostsAgain)
+	}
+}
+
+func TestMisspeltVariables(t *testing.T) {
+	got := Strange([]string{"GLIMPSE_LISTN=x", "GLIMPSE_LISTEN=x", "GLIMPSE_CONFIG=x", "GLIMPSE_PORT_8080_TCP=x", "PATH=x", "GLIMPSE_SOAK=3"})
+	if len(got) != 1 || !strings.Contains(got[0], "GLIMPSE_LISTN") || !strings.Contains(got[0], "did you mean GLIMPSE_LISTEN?") {
+		t.Errorf("%q", got)
 	}
 }
 
@@ -175,10 +236,10 @@ func TestProgramInTheWorkingDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "ffmpeg") || *program != "" {
+	if _, err := Apply(f, env(), file); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "ffmpeg") || *program != "" {
 		t.Errorf("%v, %q", err, *program)
 	}
-	if err := Apply(f, env("GLIMPSE_FFMPEG", "/usr/bin/ffmpeg"), file); err != nil || *program != "/usr/bin/ffmpeg" {
+	if _, err := Apply(f, env("GLIMPSE_FFMPEG", "/usr/bin/ffmpeg"), file); err != nil || *program != "/usr/bin/ffmpeg" {
 		t.Errorf("with the variable: %v, %q", err, *program)
 	}
 }

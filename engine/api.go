@@ -26,6 +26,7 @@ type Options struct {
 
 	VisionCache     int64  // bytes of pictures' feature rows that are kept in memory; 0: none
 	VisionCacheDir  string // folder where feature rows are kept as well, for later processes; empty: none
+	PrefixCache     bool   // prompts use the keys and values of those before that begin like them
 	VisionCacheDisk int64  // bytes that VisionCacheDir may hold; 0: 4 GiB
 
 	// WideRows is the number of tokens from which on a step runs on the prefill graph, where the model has one; 0: measured on
@@ -180,6 +181,7 @@ type Usage struct {
 	CompletionTokens int // the EOS included
 	ImageTokens      int // of PromptTokens, those that pictures take
 	AudioTokens      int // of PromptTokens, those that sounds take
+	CachedTokens     int // of PromptTokens, those that a cache had and that were not computed again
 }
 
 // Timings says where the time of one request went. Other requests share the machine and, in Prefill and Decode, the steps.

@@ -240,6 +240,8 @@ func (d *decoder) run(ctx context.Context, s *step) error {
 
 func (d *decoder) logits(i int) []float32 { return d.out[i*d.vocab : (i+1)*d.vocab] }
 
+func (d *decoder) copyCache(from, to, first, n int) error { return d.arena.Copy(from, to, first, n) }
+
 // layOut writes the integer inputs of the step.
 func (d *decoder) layOut(s *step) error {
 	batch, sequence, rows := int64(s.slots), int64(s.sequence), int64(max(1, len(s.wanted)))

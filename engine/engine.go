@@ -208,6 +208,7 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
 		spans: spans, ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
 	}
+	cfg.prefixCache = opts.PrefixCache && loaded.source == nil
 	if source := loaded.source; source != nil {
 		e.sourceLimit, cfg.encoder = source.capacity, source
 	}

@@ -331,6 +331,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 	if m.Decoder.Encoder != nil {
 		q.source = p.ids
 	}
+	q.scope, q.media = req.CacheScope, markMedia(p.ids, e.prompter.isImageToken, p.media)
 	q.positions, q.delta, q.deepstack = p.positions, p.delta, made.deepstack
 	made.features, made.deepstack = nil, nil // the scheduler's now, until the prompt is read
 	for _, id := range m.Tokens.EOS {
@@ -341,7 +342,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 	}
 	r := &Result{
 		Text: string(q.answer), TokenIDs: q.generated(), PromptTokenIDs: p.TokenIDs, FinishReason: q.finish,
-		Usage: Usage{PromptTokens: len(p.TokenIDs), CompletionTokens: len(q.generated()), ImageTokens: p.ImageTokens, AudioTokens: p.AudioTokens},
+		Usage: Usage{PromptTokens: len(p.TokenIDs), CompletionTokens: len(q.generated()), ImageTokens: p.ImageTokens, AudioTokens: p.AudioTokens, CachedTokens: q.reused},
 		Timings: Timings{
 			Load: e.loadTime, Preprocess: preprocess, Vision: made.first, Connector: made.rest,
 			Queue: q.admittedAt.Sub(q.submittedAt), Prefill: q.firstAt.Sub(q.admittedAt), Decode: q.endAt.Sub(q.firstAt),

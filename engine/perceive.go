@@ -16,7 +16,9 @@ func (e *Engine) perceive(ctx context.Context, req Request, p *Prepared) (made *
 		return nil, 0, err
 	}
 	preprocess = time.Since(start)
-	e.keyMedia(p, req.CacheScope)
+	if e.vision != nil || e.scheduler.prefixCache {
+		e.keyMedia(p, req.CacheScope)
+	}
 	if len(p.placed) == 0 || e.vision == nil {
 		made, err = e.lookAt(ctx, p)
 	} else {

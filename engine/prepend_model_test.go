@@ -19,9 +19,15 @@ import (
 // openGolden converts a golden set's checkpoint at fp32 and opens it.
 func openGolden(t testing.TB, set string, opts engine.Options) *engine.Engine {
 	t.Helper()
+	return openFolder(t, convertGolden(t, set), opts)
+}
+
+// openFolder opens a model folder for a test.
+func openFolder(t testing.TB, folder string, opts engine.Options) *engine.Engine {
+	t.Helper()
 	opts.Runtime = openRuntime(t)
 	opts.Threads = 1
-	e, err := engine.Open(t.Context(), convertGolden(t, set), opts)
+	e, err := engine.Open(t.Context(), folder, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

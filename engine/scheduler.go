@@ -1,7 +1,7 @@
 // Continuous batching: one goroutine owns the decoder and its slots, and runs step after step.
 //
-// Each turn of the loop lets go of requests that were cancelled, admits waiting ones to free slots (the lowest first, so
-// that steps stay narrow), and runs one step: a token of every sequence that decodes, and in the same step as many tokens
+// Each turn of the loop lets go of requests that were cancelled, admits waiting ones to free slots (prefix.go says to
+// which), and runs one step: a token of every sequence that decodes, and in the same step as many tokens
 // of unfinished prompts, the oldest first, as keep the running answers flowing (pace.go). The decoder works on packed
 // tokens, so what shares a step costs what it is worth.
 //
@@ -31,6 +31,8 @@ type schedulerConfig struct {
 	ropeLimit int
 	// ropeOfPrompt says that it is the length of the prompt alone.
 	ropeOfPrompt bool
+	// prefixCache says that prompts use what slots hold of prompts before. Not for decoders behind an encoder.
+	prefixCache bool
 	// spans says that steps need the spans of their tokens, and that pictures are not split between steps.
 	spans  bool
 	logger *slog.Logger // nil: nothing is logged
@@ -51,7 +53,11 @@ type scheduler struct {
 	active   int         // slots in use
 	admitted uint64
 	step     *step
-	take     []int // per slot: new tokens in the step under construction
+	take     []int     // per slot: new tokens in the step under construction
+	kept     []history // per slot: what it holds while it is free; nil without a prefix cache
+	running  history   // of a slot in use, while it is looked at
+	ends     uint64    // requests that have ended
+	prefix   prefixCounters
 	pace     pace
 	scratch  *samplerScratch
 }
@@ -71,6 +77,9 @@ func newScheduler(s stepper, cfg schedulerConfig) *scheduler {
 		take:            make([]int, cfg.slotCount),
 		scratch:         newSamplerScratch(cfg.vocab),
 		pace:            newPace(cfg.chunk),
+	}
+	if cfg.prefixCache {
+		d.kept = make([]history, cfg.slotCount)
 	}
 	d.ctx, d.stop = context.WithCancel(context.Background())
 	go d.loop()
@@ -132,6 +141,7 @@ func (d *scheduler) receive() bool {
 func (d *scheduler) turn() {
 	d.dropCancelled()
 	d.admit()
+	d.reuseAll()
 	clear(d.take)
 	rows := d.takeRows()
 	prompts := d.takePrompts(d.pace.budget(rows))
@@ -263,23 +273,21 @@ func (d *scheduler) dropCancelled() {
 	d.waiting = kept
 }
 
-// admit gives free slots, lowest first, to the requests that have waited longest.
+// admit gives free slots to the requests that have waited longest.
 func (d *scheduler) admit() {
-	for slot := 0; slot < len(d.slots) && len(d.waiting) > 0; slot++ {
-		if d.slots[slot] != nil {
-			continue
-		}
+	for d.active < len(d.slots) && len(d.waiting) > 0 {
 		q := d.waiting[0]
 		n := copy(d.waiting, d.waiting[1:])
 		d.waiting[n] = nil
 		d.waiting = d.waiting[:n]
 		d.admitted++
-		q.slot, q.admitted, q.admittedAt = slot, d.admitted, time.Now()
+		q.slot, q.admitted, q.admittedAt = d.chooseSlot(q), d.admitted, time.Now()
 		for _, id := range q.ids {
 			q.sampler.observe(id)
 		}
-		d.slots[slot] = q
+		d.slots[q.slot] = q
 		d.active++
+		d.reuse(q)
 	}
 }
 
@@ -360,7 +368,7 @@ func (d *scheduler) build(first, n int) error {
 	s.reset(first)
 	for i := first; i < first+n; i++ {
 		q, take := d.slots[i], d.take[i]
-		past := 0
+		past := d.held(i)
 		if q != nil {
 			past = q.cached
 		}
@@ -416,7 +424,7 @@ func (d *scheduler) fill(rows []float32, q *sequence, token int) error {
 // promptRow writes the input row of the next token of the prompt: its embedding or, for an image token, the next row of
 // the pictures' features. Image tokens may lie behind the embedding table.
 func (d *scheduler) promptRow(row []float32, q *sequence, id int32) error {
-	if id == q.imageToken || q.videoToken > 0 && id == q.videoToken {
+	if q.isImage(id) {
 		from := q.nextFeature * d.hidden
 		if from+d.hidden > len(q.features) {
 			return fmt.Errorf("image token %d of the prompt has no feature row", q.nextFeature)
@@ -435,6 +443,7 @@ func (d *scheduler) end(q *sequence, err error) {
 	if q.slot < len(d.slots) && d.slots[q.slot] == q {
 		d.slots[q.slot] = nil
 		d.active--
+		d.keep(q, err != nil && q.ctx.Err() == nil)
 		if d.encoder != nil {
 			d.encoder.release(q.slot)
 		}

@@ -32,6 +32,12 @@ type sequence struct {
 	videoToken  int32 // as imageToken, where rows of videos have another; 0: they have not
 	nextFeature int   // row to be used next
 
+	// media says where pictures begin and which they are; scope, with whose requests keys and values may be shared; reused, how
+	// many tokens of the prompt were not computed.
+	media  []mediaMark
+	scope  string
+	reused int
+
 	// deepstack are further rows for the same tokens, added behind the decoder's first layers.
 	deepstack [][]float32
 	// positions are those of the prompt, nil where they are places in the sequence; delta moves the places behind it.
@@ -78,6 +84,11 @@ type textStream interface {
 
 // waiting returns how many tokens are known but not in the cache: 1 while decoding, more during prefill.
 func (q *sequence) waiting() int { return len(q.ids) - q.cached }
+
+// isImage reports whether the next row of features takes the place of a prompt's id.
+func (q *sequence) isImage(id int32) bool {
+	return id == q.imageToken || q.videoToken > 0 && id == q.videoToken
+}
 
 // generated returns the answer's ids so far.
 func (q *sequence) generated() []int32 { return q.ids[q.prompt:] }

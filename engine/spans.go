@@ -21,14 +21,22 @@ type span struct{ first, last int }
 
 // spanAt returns the span of the token at a place: the run of image tokens around it in the prompt, or itself.
 func (q *sequence) spanAt(at int) span {
-	if at >= q.prompt || q.source != nil || q.ids[at] != q.imageToken {
+	if q.source != nil {
 		return span{at, at}
 	}
+	return spanIn(q.ids[:q.prompt], q.imageToken, at)
+}
+
+// spanIn is spanAt in the ids of a prompt; places behind it are themselves.
+func spanIn(ids []int32, imageToken int32, at int) span {
 	s := span{at, at}
-	for s.first > 0 && q.ids[s.first-1] == q.imageToken {
+	if at >= len(ids) || ids[at] != imageToken {
+		return s
+	}
+	for s.first > 0 && ids[s.first-1] == imageToken {
 		s.first--
 	}
-	for s.last+1 < q.prompt && q.ids[s.last+1] == q.imageToken {
+	for s.last+1 < len(ids) && ids[s.last+1] == imageToken {
 		s.last++
 	}
 	return s

@@ -5,9 +5,14 @@ package engine
 // Stats are counters since the model was opened, but for what is said to be of now. All fields travel between processes.
 type Stats struct {
 	Vision VisionStats
+	Prefix PrefixStats
 }
 
 // Stats returns the counters. It takes no time to speak of and may be called at any moment, during requests and after Close.
 func (e *Engine) Stats() Stats {
-	return Stats{Vision: e.vision.snapshot()}
+	s := Stats{Vision: e.vision.snapshot()}
+	if e.scheduler != nil {
+		s.Prefix = e.scheduler.prefix.snapshot()
+	}
+	return s
 }

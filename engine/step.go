@@ -17,6 +17,8 @@ type stepper interface {
 	run(ctx context.Context, s *step) error
 	// logits returns the row of vocab_size logits of the i-th of s.wanted. It is valid until the next run.
 	logits(i int) []float32
+	// copyCache copies n tokens, from the given one on, from the cache of one slot to the same places of another's.
+	copyCache(from, to, first, n int) error
 }
 
 // step is the layout of one run. Slots first..first+slots−1 take part; slot first+b has past[b] tokens in its cache and

@@ -67,19 +67,7 @@ func TestVisionCacheGivesTheSameAnswers(t *testing.T) {
 	for _, set := range []string{"llava15-tiny", "llavanext-tiny", "llavaonevision-tiny", "qwen25vl-tiny", "qwen3vl-tiny", "internvl3-tiny", "smolvlm-tiny", "gemma3-tiny", "instructblip-tiny", "videollama-tiny"} {
 		t.Run(set, func(t *testing.T) {
 			folder, dir := convertGolden(t, set), t.TempDir()
-			open := func(opts engine.Options) *engine.Engine {
-				opts.Runtime, opts.Threads = openRuntime(t), 1
-				e, err := engine.Open(t.Context(), folder, opts)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() {
-					if err := e.Close(); err != nil {
-						t.Error(err)
-					}
-				})
-				return e
-			}
+			open := func(opts engine.Options) *engine.Engine { return openFolder(t, folder, opts) }
 			reqs := conversations(t, set)
 			want := make([]*engine.Result, len(reqs))
 			cold := open(engine.Options{})

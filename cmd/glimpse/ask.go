@@ -50,7 +50,7 @@ type AskOptions struct {
 // AddFlags adds the flags.
 func (o *AskOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 1)
-	o.CacheOptions.AddFlags(f)
+	o.CacheOptions.AddFlags(f, false)
 	o.ClipOptions.AddFlags(f)
 	f.StringArrayVar(&o.Images, "image", nil, "picture `file`; may be given several times")
 	f.StringArrayVar(&o.Videos, "video", nil, "video `file`, or a folder of frames in the order of their names, for models that take videos; may be given several times")
@@ -273,6 +273,7 @@ type replyUsage struct {
 	CompletionTokens int `json:"completion_tokens"`
 	ImageTokens      int `json:"image_tokens"`
 	AudioTokens      int `json:"audio_tokens,omitempty"`
+	CachedTokens     int `json:"cached_tokens"`
 }
 
 type replyTimings struct {
@@ -290,7 +291,7 @@ func askReply(r *engine.Result, load time.Duration) reply {
 	return reply{
 		Text: r.Text, TokenIDs: notNil(r.TokenIDs), PromptTokenIDs: notNil(r.PromptTokenIDs), FinishReason: r.FinishReason,
 		Boxes: append([]engine.Box{}, r.Boxes...),
-		Usage: replyUsage{r.Usage.PromptTokens, r.Usage.CompletionTokens, r.Usage.ImageTokens, r.Usage.AudioTokens},
+		Usage: replyUsage{r.Usage.PromptTokens, r.Usage.CompletionTokens, r.Usage.ImageTokens, r.Usage.AudioTokens, r.Usage.CachedTokens},
 		Timings: replyTimings{
 			LoadMS: ms(load), PreprocessMS: ms(t.Preprocess), VisionMS: ms(t.Vision), ConnectorMS: ms(t.Connector),
 			PrefillMS: ms(t.Prefill), DecodeMS: ms(t.Decode), TokensPerSecond: rounded(t.TokensPerSecond, 2),

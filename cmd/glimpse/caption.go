@@ -60,7 +60,7 @@ type CaptionOptions struct {
 // AddFlags adds the flags.
 func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
-	o.CacheOptions.AddFlags(f)
+	o.CacheOptions.AddFlags(f, true)
 	o.QueueOptions.AddFlags(f)
 	o.ClipOptions.AddFlags(f)
 	o.OnExisting, o.Dedupe, o.Source.Kind = sink.Skip, batch.DedupeNone, source.Auto

@@ -50,7 +50,7 @@ type ServeOptions struct {
 // AddFlags adds the flags.
 func (o *ServeOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
-	o.CacheOptions.AddFlags(f)
+	o.CacheOptions.AddFlags(f, true)
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:8080", "`address` to listen on; port 0 picks a free one")
 	f.StringVar(&o.Keys, "keys", "", "`file` with hashes of the API keys; without it no key is asked for")
 	f.StringVar(&o.TLSCert, "tls-cert", "", "PEM `file` of the certificate")

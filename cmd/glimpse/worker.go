@@ -32,7 +32,7 @@ type WorkerOptions struct {
 // AddFlags adds the flags.
 func (o *WorkerOptions) AddFlags(f *pflag.FlagSet) {
 	o.ModelOptions.AddFlags(f, 4)
-	o.CacheOptions.AddFlags(f)
+	o.CacheOptions.AddFlags(f, true)
 	f.StringVar(&o.Socket, "socket", "", "Unix socket of the serve process")
 }
 

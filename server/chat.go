@@ -86,8 +86,9 @@ type usage struct {
 }
 
 type usageDetails struct {
-	ImageTokens int `json:"image_tokens"` // videos included
-	AudioTokens int `json:"audio_tokens,omitempty"`
+	CachedTokens int `json:"cached_tokens"` // that were not computed again
+	ImageTokens  int `json:"image_tokens"`  // videos included
+	AudioTokens  int `json:"audio_tokens,omitempty"`
 }
 
 type logprobs struct {
@@ -184,6 +185,9 @@ func completionOf(x *exchange, c *chat, tokens []choiceToken) completion {
 func (u *usage) add(r *engine.Result) {
 	u.PromptTokens = r.Usage.PromptTokens
 	u.PromptDetails.ImageTokens, u.PromptDetails.AudioTokens = r.Usage.ImageTokens, r.Usage.AudioTokens
+	if u.CompletionTokens == 0 || r.Usage.CachedTokens < u.PromptDetails.CachedTokens { // of the choice that read the prompt
+		u.PromptDetails.CachedTokens = r.Usage.CachedTokens
+	}
 	u.CompletionTokens += r.Usage.CompletionTokens
 	u.TotalTokens = u.PromptTokens + u.CompletionTokens
 }

@@ -205,7 +205,7 @@ func (b *responseBuilder) take(t choiceToken) {
 	now := time.Now().Unix()
 	b.object.CompletedAt = &now
 	u := t.result.Usage
-	b.object.Usage = &responseUsage{InputTokens: u.PromptTokens, InputDetails: inputTokenDetails{ImageTokens: u.ImageTokens},
+	b.object.Usage = &responseUsage{InputTokens: u.PromptTokens, InputDetails: inputTokenDetails{CachedTokens: u.CachedTokens, ImageTokens: u.ImageTokens},
 		OutputTokens: u.CompletionTokens, TotalTokens: u.PromptTokens + u.CompletionTokens}
 	b.tell(responseEvent{Type: "response." + status, Response: b.snapshot()})
 }

@@ -123,7 +123,7 @@ func TestAskAnswersGoldenConversations(t *testing.T) {
 			if got.Text != c.Expected.Text || got.FinishReason != c.Expected.Finish {
 				t.Errorf("text %q, finish %q; want %q, %q", got.Text, got.FinishReason, c.Expected.Text, c.Expected.Finish)
 			}
-			want := replyUsage{len(c.Expected.InputIDs), len(c.Expected.GeneratedIDs), c.Expected.NumImageTokens, 0}
+			want := replyUsage{len(c.Expected.InputIDs), len(c.Expected.GeneratedIDs), c.Expected.NumImageTokens, 0, 0}
 			if got.Usage != want {
 				t.Errorf("usage %+v, want %+v", got.Usage, want)
 			}

@@ -343,6 +343,7 @@ func TestBadUsageOfOtherCommands(t *testing.T) {
 		{"inspect of no checkpoint", []string{"inspect", dir}, []string{dir}},
 		{"score", []string{"score", m, "--image", "a.png", "--text", "a"}, []string{m, "scoring"}},
 		{"embed", []string{"embed", m, "--text", "a"}, []string{m, "embedding"}},
+		{"bench drawing nowhere", []string{"bench", m, "--html", filepath.Join(m, "nowhere", "b.html")}, []string{"--html", "nowhere"}},
 		{"bench with no rows", []string{"bench", m, "--parallel", "1,none"}, []string{"1,none"}},
 		{"serve on a taken address", []string{"serve", m, "--listen", "256.0.0.1:1"}, []string{"--listen"}},
 		{"serve a model twice", []string{"serve", m, m, "--listen", "127.0.0.1:0"}, []string{filepath.Base(m)}},

@@ -364,15 +364,23 @@ func TestServeAnswersAndStops(t *testing.T) {
 
 func TestBench(t *testing.T) {
 	m := model(t)
-	r := must(t, "bench", m, "--parallel", "1,2", "--repeat", "1", "--new-tokens", "8", "--prompt-tokens", "60", "--json")
+	page := filepath.Join(t.TempDir(), "bench.html")
+	r := must(t, "bench", m, "--parallel", "1,2", "--repeat", "2", "--new-tokens", "8", "--prompt-tokens", "60", "--decode-prompt-tokens", "20", "--html", page, "--json")
 	b := decode[benchmark](t, r.stdout)
 	for name, s := range map[string]*spread{
+		"decode picture": b.DecodePictureMS, "prefill": b.PrefillMS, "request": b.RequestMS,
 		"preprocess": b.PreprocessMS, "vision": b.VisionMS, "connector": b.ConnectorMS, "prefill_tps": b.PrefillTPS,
 		"ttft": b.TTFTMS, "load": b.LoadMS, "decode 1": b.DecodeTPS["1"], "decode 2": b.DecodeTPS["2"],
 	} {
 		if s == nil || s.Min <= 0 || s.Min > s.Median || s.Median > s.Max {
 			t.Errorf("%s: %+v", name, s)
 		}
+	}
+	if b.RequestMS != nil && b.TTFTMS != nil && b.RequestMS.Min < b.TTFTMS.Min || b.RSSLoadedMB <= 0 || b.RSSLoadedMB > b.RSSMB {
+		t.Errorf("%+v", b)
+	}
+	if html, err := os.ReadFile(page); err != nil || !strings.Contains(string(html), "decode tokens/s, 2 at once") || strings.Contains(string(html), "://") {
+		t.Errorf("the page: %v\n%s", err, html)
 	}
 	if b.PrefillTokens == nil || b.PrefillTokens.Min < 60 || b.RSSMB <= 0 || b.Threads < 1 || b.Precision != "fp32" {
 		t.Errorf("%+v", b)

@@ -274,3 +274,20 @@ func TestEveryCommandAndFlagIsDocumented(t *testing.T) {
 		}
 	}
 }
+
+// What was not measured is left out of a chart, and every bar ends inside of it.
+func TestBenchChart(t *testing.T) {
+	c := chartOf("times", "ms", []benchLine{{"vision", &spread{1, 2, 4}}, {"connector", nil}, {"prefill", &spread{8, 8, 8}}}, "%.0f ms")
+	if len(c.Bars) != 2 || c.Height != 2*barStep {
+		t.Fatalf("%+v", c)
+	}
+	if v := c.Bars[0]; v.Name != "vision" || v.Length != barLength/4 || v.Min != barLeft+barLength/8. || v.Max != barLeft+barLength/2. || v.Value != "2 ms" {
+		t.Errorf("%+v", v)
+	}
+	if p := c.Bars[1]; p.Y != barStep || p.Max != barLeft+barLength {
+		t.Errorf("%+v", p)
+	}
+	if c := chartOf("memory", "MB", []benchLine{{"loaded", &spread{}}}, "%.0f"); len(c.Bars) != 0 {
+		t.Errorf("zeros are no measurement: %+v", c)
+	}
+}

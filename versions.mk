@@ -19,3 +19,7 @@ TIKTOKEN_RS_VERSION := 0.7
 # Python libraries that `make test-interop` reads our files with.
 WEBDATASET_VERSION := 1.0.2
 PYARROW_VERSION    := 26.0.1
+
+# OpenAI's clients, which `make test-clients` talks to a server with.
+OPENAI_PYTHON_VERSION := 3.57.0
+OPENAI_NODE_VERSION   := 6.49.0

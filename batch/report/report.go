@@ -65,7 +65,51 @@ type picture struct {
 	ID, Caption, Image string
 	Width, Height      int
 	Tokens             int
+	MS                 float64
 	Extra              []row.Caption
+	Clip               string // of a video: what was seen of it
+	Boxes              []mark // on what the thumbnail shows
+}
+
+// mark is a box as the page draws it, in pixels of the picture.
+type mark struct {
+	Label               string
+	Colour              int // one of colours
+	X, Y, Width, Height int
+}
+
+// colours is how many colours page.html has for boxes, and maxMarks how many are drawn of one picture.
+const colours, maxMarks = 6, 24
+
+// marksOf returns the boxes of a video's first frame, which is what its thumbnail shows, or of a picture; with several
+// prompts those of all.
+func marksOf(r *row.Row) []mark {
+	var marks []mark
+	boxes := r.Boxes
+	for i := 1; i < len(r.Captions); i++ { // the row's own are those of the first
+		boxes = append(slices.Clone(boxes), r.Captions[i].Boxes...)
+	}
+	for _, b := range boxes {
+		if b.Frame == 0 && b.X2 >= b.X1 && b.Y2 >= b.Y1 && len(marks) < maxMarks {
+			marks = append(marks, mark{b.Label, len(marks) % colours, b.X1, b.Y1, b.X2 - b.X1, b.Y2 - b.Y1})
+		}
+	}
+	return marks
+}
+
+// clipText says what was seen of a video.
+func clipText(c *row.Clip) string {
+	if c == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%d of %d frames", len(c.Frames), c.Total)
+	if c.Duration > 0 {
+		text += fmt.Sprintf(", %.1f s", c.Duration)
+	}
+	if c.Sound {
+		text += ", sound"
+	}
+	return text
 }
 
 type failure struct{ ID, Kind, Message string }
@@ -130,7 +174,8 @@ func (p *Page) Add(r *row.Row, thumbnail []byte) {
 	if thumbnail == nil {
 		return
 	}
-	pic := picture{key: r.Key(), ID: r.ID, Caption: r.Caption, Width: r.Width, Height: r.Height, Tokens: r.Tokens, Extra: r.Captions}
+	pic := picture{key: r.Key(), ID: r.ID, Caption: r.Caption, Width: r.Width, Height: r.Height, Tokens: r.Tokens, MS: r.MS, Extra: r.Captions,
+		Clip: clipText(r.Clip), Boxes: marksOf(r)}
 	at, _ := slices.BinarySearchFunc(p.pictures, pic.key, func(a picture, k row.Key) int { return bytes.Compare(a.key[:], k[:]) })
 	if at >= MaxPictures {
 		return
@@ -150,6 +195,12 @@ func (p *Page) Add(r *row.Row, thumbnail []byte) {
 var pageText string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
+	"time": func(ms float64) string {
+		if ms >= longTimes {
+			return fmt.Sprintf("%.1f s", ms/1000)
+		}
+		return fmt.Sprintf("%.0f ms", ms)
+	},
 	"jpeg": func(s string) template.URL { return template.URL("data:image/jpeg;base64," + s) },
 }).Parse(pageText))
 

@@ -62,6 +62,23 @@ func TestThePageNeedsNothingElse(t *testing.T) {
 	}
 }
 
+// Videos say what was seen of them, and boxes are drawn on what the thumbnail shows.
+func TestClipsAndBoxes(t *testing.T) {
+	text := page(t, []row.Row{
+		{ID: "v.mp4", Caption: "it runs", Width: 64, Height: 48, Clip: &row.Clip{Frames: []int{0, 9}, Total: 30, Duration: 3, Sound: true},
+			Boxes: []row.Box{{Label: "a dog", X1: 1, Y1: 2, X2: 11, Y2: 22}, {Label: "later", X1: 5, Y1: 5, X2: 6, Y2: 6, Frame: 1}}},
+		{ID: "p.png", Caption: "a cat", Width: 10, Height: 10, Boxes: []row.Box{{X1: 3, Y1: 3, X2: 2, Y2: 4}}},
+	}, Summary{Written: 2})
+	for _, want := range []string{"2 of 30 frames, 3.0 s, sound", `viewBox="0 0 64 48"`, `x="1" y="2" width="10" height="20"><title>a dog</title>`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not there", want)
+		}
+	}
+	if strings.Contains(text, "later") || strings.Count(text, "viewBox=\"0 0 10 10\"") != 0 {
+		t.Error("a box of another frame, or one turned inside out, is drawn")
+	}
+}
+
 // The sample does not depend on the order in which rows come, and is bounded.
 func TestSample(t *testing.T) {
 	var rows []row.Row

@@ -32,7 +32,7 @@ BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
     -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
-.PHONY: all build deps demo test test-browser test-queue test-interop test-clients soak lint fuzz-short native-test clean
+.PHONY: all build deps demo test test-browser test-queue test-stores test-interop test-clients soak lint fuzz-short native-test clean
 all: build
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------
@@ -106,6 +106,21 @@ test: deps
 test-queue: deps
 	GLIMPSE_QUEUE_PICTURES=2000 $(GO) test -count=1 -v -timeout 20m -run '^TestQueueLosesNothing$$' ./cmd/glimpse
 	GLIMPSE_QUEUE_WORKERS=1000 $(GO) test -count=1 -v -timeout 20m -run '^TestManyWorkers$$' ./batch/queue
+
+# Object stores: S3 as in `make test`, Google Cloud Storage and Azure Blob Storage with programs that stand in for them (needs npm).
+STORES := .cache/stores
+$(STORES)/fake-gcs-server: versions.mk
+	mkdir -p $(STORES)
+	env -u CGO_LDFLAGS GOBIN=$(CURDIR)/$(STORES) GOFLAGS= $(GO) install github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION)
+
+$(STORES)/node_modules/.bin/azurite-blob: versions.mk
+	mkdir -p $(STORES)
+	npm install --prefix $(STORES) --no-audit --no-fund --silent azurite@$(AZURITE_VERSION)
+	touch $@
+
+test-stores: deps $(STORES)/fake-gcs-server $(STORES)/node_modules/.bin/azurite-blob
+	GLIMPSE_FAKE_GCS=$(CURDIR)/$(STORES)/fake-gcs-server GLIMPSE_AZURITE=$(CURDIR)/$(STORES)/node_modules/.bin/azurite-blob \
+	    $(GO) test -count=1 -v -timeout 20m -run '^(TestS3|TestGoogleCloudStorage|TestAzureBlobStorage)$$' ./cmd/glimpse
 
 # The playground in a real Chromium (needs the program `chromium`); screenshots go to .cache/screenshots.
 test-browser: deps

@@ -23,3 +23,7 @@ PYARROW_VERSION    := 26.0.1
 # OpenAI's clients, which `make test-clients` talks to a server with.
 OPENAI_PYTHON_VERSION := 3.57.0
 OPENAI_NODE_VERSION   := 6.49.0
+
+# Stand-ins for clouds that `make test-stores` runs.
+FAKE_GCS_VERSION := v1.56.1
+AZURITE_VERSION  := 3.37.0

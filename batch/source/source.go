@@ -192,7 +192,7 @@ func (s *Source) kindOf(name string) string {
 	if s.o.Kind != Auto {
 		return s.o.Kind
 	}
-	lower := strings.ToLower(name)
+	lower := strings.ToLower(withoutQuery(name))
 	for _, by := range []struct {
 		kind     string
 		suffixes []string

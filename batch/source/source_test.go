@@ -114,3 +114,28 @@ func TestNamesThatAreNotUTF8StayApart(t *testing.T) {
 		t.Fatalf("%+v %+v", a, b)
 	}
 }
+
+// What stands behind an address's question mark is for the store, not part of the name.
+func TestKindsOfAddresses(t *testing.T) {
+	s := &Source{o: Options{Kind: Auto, Videos: true}}
+	const query = "?endpoint=http%3A%2F%2F127.0.0.1%3A9000&x=a.png"
+	for name, want := range map[string]string{
+		"s3://b/t.parquet": Parquet, "s3://b/t.tar.zst": WebDataset, "gs://b/l.txt": List, "s3://b/in/": Picture, "s3://b/%3F.csv": CSV,
+	} {
+		for _, address := range []string{name, name + query} {
+			if got := s.kindOf(address); got != want {
+				t.Errorf("%s is %s, want %s", address, got, want)
+			}
+		}
+	}
+	for name, want := range map[string]bool{"s3://b/a.png": true, "s3://b/a.MP4": true, "s3://b/a.bin": false, "what?.png": true} {
+		for _, address := range []string{name, name + query} {
+			if _, remote := Scheme(name); !remote && address != name {
+				continue
+			}
+			if got := s.wanted(address); got != want {
+				t.Errorf("%s is wanted: %v", address, got)
+			}
+		}
+	}
+}

@@ -221,7 +221,7 @@ func (s *Source) csv(ctx context.Context, r root, yield yielder) bool {
 	bounded := &boundedReader{in: in, limit: s.maxLine()}
 	reader := csv.NewReader(bounded)
 	reader.FieldsPerRecord = -1
-	if strings.HasSuffix(strings.ToLower(r.name), ".tsv") {
+	if extensionOf(r.name) == ".tsv" {
 		reader.Comma = '\t'
 	}
 	header, err := reader.Read()

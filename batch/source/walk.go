@@ -47,12 +47,23 @@ func (s *Source) walk(ctx context.Context, root string, yield yielder) bool {
 
 // wanted reports whether a file of a folder, a shard or a bucket is an input, by its name.
 func (s *Source) wanted(path string) bool {
-	return slices.Contains(Extensions, strings.ToLower(filepath.Ext(path))) || s.o.Videos && IsVideoName(path)
+	return slices.Contains(Extensions, extensionOf(path)) || s.o.Videos && IsVideoName(path)
+}
+
+// extensionOf is a name's extension in lower case; of an address that of its key, not of what follows a question mark.
+func extensionOf(name string) string { return strings.ToLower(filepath.Ext(withoutQuery(name))) }
+
+// withoutQuery is an address up to its question mark, which in a key is written %3F. A path stays as it is.
+func withoutQuery(name string) string {
+	if _, ok := Scheme(name); ok {
+		name, _, _ = strings.Cut(name, "?")
+	}
+	return name
 }
 
 // IsVideoName reports whether a file is called like a video.
 func IsVideoName(path string) bool {
-	return slices.Contains(VideoExtensions, strings.ToLower(filepath.Ext(path)))
+	return slices.Contains(VideoExtensions, extensionOf(path))
 }
 
 // limit is how many bytes a file of this name may have.

@@ -32,7 +32,7 @@ BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
     -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
-.PHONY: all build deps demo test test-browser test-queue test-stores test-interop test-clients soak lint fuzz-short native-test clean
+.PHONY: all build deps demo test test-browser test-queue test-stores test-interop served-models test-clients test-api soak lint fuzz-short native-test clean
 all: build
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------
@@ -132,12 +132,19 @@ test-interop: bin/glimpse
 	bin/glimpse convert testdata/models/scenes-llava -o .cache/interop --force
 	PYTHON="$(PYTHON)" scripts/test-interop bin/glimpse .cache/interop testdata/pictures "$(WEBDATASET_VERSION)" "$(PYARROW_VERSION)"
 
-# OpenAI's own clients for Python and Node talk to served models (needs pip and npm).
-test-clients: bin/glimpse
+# The models that other programs talk to over HTTP: one that answers and one that compares.
+served-models: bin/glimpse
 	mkdir -p .cache/clients
 	bin/glimpse convert testdata/models/scenes-llava -o .cache/clients/scenes-llava --precision fp32 --force
 	bin/glimpse convert testdata/models/scenes-blip2-itm -o .cache/clients/scenes-blip2-itm --precision fp32 --force
+
+# OpenAI's own clients for Python and Node talk to served models (needs pip and npm).
+test-clients: served-models
 	PYTHON="$(PYTHON)" scripts/test-clients bin/glimpse .cache/clients testdata/pictures "$(OPENAI_PYTHON_VERSION)" "$(OPENAI_NODE_VERSION)"
+
+# 2,000 requests made out of /openapi.json, right ones and wrong ones (needs pip).
+test-api: served-models
+	PYTHON="$(PYTHON)" scripts/test-api bin/glimpse .cache/clients testdata/pictures/scene-01.png "$(SCHEMATHESIS_VERSION)" 2000
 
 lint: deps
 	@unformatted="$$(gofmt -l $$(find . -name '*.go' -not -path './.*'))"; \

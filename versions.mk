@@ -27,3 +27,6 @@ OPENAI_NODE_VERSION   := 6.49.0
 # Stand-ins for clouds that `make test-stores` runs.
 FAKE_GCS_VERSION := v1.56.1
 AZURITE_VERSION  := 3.37.0
+
+# What `make test-api` makes requests with.
+SCHEMATHESIS_VERSION  := 4.32.5

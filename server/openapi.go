@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"net/http"
 	"reflect"
 	"strings"
@@ -45,7 +46,7 @@ func (s *Server) operation(rt route) map[string]any {
 	case rt.doc.reply != nil:
 		content["application/json"] = map[string]any{"schema": replySchema(reflect.TypeOf(rt.doc.reply))}
 	default:
-		content["text/plain"] = map[string]any{"schema": map[string]any{"type": "string"}}
+		content[cmp.Or(rt.doc.text, "text/plain")] = map[string]any{"schema": map[string]any{"type": "string"}}
 	}
 	if rt.doc.events != nil {
 		content["text/event-stream"] = map[string]any{"schema": map[string]any{"type": "string", "description": "Events whose data is a JSON object, closed by [DONE]."},

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"encoding/json"
+	"mime"
 	"strings"
 	"testing"
 
@@ -58,6 +59,14 @@ func TestRepliesConform(t *testing.T) {
 	kind, body := form(t, [2]string{"@image", "picture"})
 	check("caption", reply("post", "/v1/caption"), post(h, "/v1/caption", kind, body).Body.Bytes())
 	check("error", "/components/schemas/Error", post(h, chatPath, "application/json", `{}`).Body.Bytes())
+
+	// Texts are of the kind that it says.
+	for _, path := range []string{"/", "/metrics"} {
+		kind, _, _ := mime.ParseMediaType(get(h, path).Header().Get("Content-Type"))
+		if _, err := c.Compile("mem:openapi#/paths/" + strings.ReplaceAll(path, "/", "~1") + "/get/responses/200/content/" + strings.ReplaceAll(kind, "/", "~1") + "/schema"); err != nil {
+			t.Errorf("%s answers with %s: %v", path, kind, err)
+		}
+	}
 
 	// And the schema can say no.
 	schema, err := c.Compile("mem:openapi#" + reply("post", chatPath))

@@ -25,7 +25,8 @@ type operation struct {
 	summary string
 	request *spec.Schema // JSON body; nil: none
 	upload  []formField  // multipart body
-	reply   any          // a value of the reply's type; nil: plain text
+	reply   any          // a value of the reply's type; nil: text
+	text    string       // the kind of text; empty: text/plain
 	events  any          // a value of the type of the server-sent events it can also answer with
 }
 
@@ -47,7 +48,7 @@ func (s *Server) table() []route {
 			doc: operation{summary: "Rank pictures by their fit to a text.", request: rerankSchema, reply: rerankReply{}}},
 		{method: http.MethodPost, path: "/tokenize", handle: s.tokenize,
 			doc: operation{summary: "Count the tokens of a prompt, pictures included.", request: tokenizeSchema, reply: tokenizeReply{}}},
-		{method: http.MethodGet, path: "/", open: true, handle: s.playground, doc: operation{summary: "A page to try the models in a browser."}},
+		{method: http.MethodGet, path: "/", open: true, handle: s.playground, doc: operation{summary: "A page to try the models in a browser.", text: "text/html"}},
 		{method: http.MethodGet, path: "/healthz", open: true, handle: s.healthz, doc: operation{summary: "The process is alive.", reply: status{}}},
 		{method: http.MethodGet, path: "/readyz", open: true, handle: s.readyz, doc: operation{summary: "The server takes requests.", reply: status{}}},
 		{method: http.MethodGet, path: "/metrics", handle: s.metricsPage, doc: operation{summary: "Metrics in Prometheus' text format."}},

@@ -18,7 +18,7 @@ CHAT, RETRIEVAL = "scenes-llava", "scenes-blip2-itm"
 # together (messages or prompt, not both) is nothing that the document can forbid.
 (work / "schemathesis.toml").write_text("""
 [checks]
-negative_data_rejection.expected-statuses = ["400-499"]
+negative_data_rejection.expected-statuses = ["4XX"]
 positive_data_acceptance.enabled = false
 """)
 
@@ -77,12 +77,12 @@ known = json.loads(json.dumps(document))
 known["paths"] = {path: item for path, item in known["paths"].items() if "post" in item}
 for path, item in known["paths"].items():
     narrow(item["post"]["requestBody"], models.get(path, CHAT))
-run("known-models", known, 100, "--mode", "positive", "--phases", "fuzzing", "--checks",
+run("known-models", known, 150, "--mode", "positive", "--phases", "fuzzing", "--checks",
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance")
 
 tried = statuses((work / "serve.log").read_text())
 total, broken = sum(tried.values()), sum(n for status, n in tried.items() if status.startswith("5"))
 print("requests by status:", dict(sorted(tried.items())))
-if broken or total < cases or tried.get("200", 0) < 200:
-    sys.exit(f"{total} requests of at least {cases}, {tried.get('200', 0)} answered of at least 200, {broken} ended with 5xx")
+if broken or total < cases or tried.get("200", 0) < 150:
+    sys.exit(f"{total} requests of at least {cases}, {tried.get('200', 0)} answered of at least 150, {broken} ended with 5xx")
 print(f"api: {total} requests, no 5xx")

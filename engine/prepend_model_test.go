@@ -26,7 +26,9 @@ func openGolden(t testing.TB, set string, opts engine.Options) *engine.Engine {
 func openFolder(t testing.TB, folder string, opts engine.Options) *engine.Engine {
 	t.Helper()
 	opts.Runtime = openRuntime(t)
-	opts.Threads = 1
+	if opts.Threads == 0 {
+		opts.Threads = 1
+	}
 	e, err := engine.Open(t.Context(), folder, opts)
 	if err != nil {
 		t.Fatal(err)

@@ -24,10 +24,14 @@ type Options struct {
 	PrefillChunk int // prompt tokens of one step; 0: 128
 	PictureBatch int // tiles that go through the picture stages at once; 0: 8
 
-	VisionCache     int64  // bytes of pictures' feature rows that are kept in memory; 0: none
-	VisionCacheDir  string // folder where feature rows are kept as well, for later processes; empty: none
-	PrefixCache     bool   // prompts use the keys and values of those before that begin like them
-	VisionCacheDisk int64  // bytes that VisionCacheDir may hold; 0: 4 GiB
+	VisionCache    int64  // bytes of pictures' feature rows that are kept in memory; 0: none
+	VisionCacheDir string // folder where feature rows are kept as well, for later processes; empty: none
+	// Speculation is how many tokens of an answer are guessed from what came before, and verified together: 0 for none, up to 8,
+	// or SpeculationAuto for as many as make the answer come sooner. The answer is the same.
+	Speculation int
+
+	PrefixCache     bool  // prompts use the keys and values of those before that begin like them
+	VisionCacheDisk int64 // bytes that VisionCacheDir may hold; 0: 4 GiB
 
 	// WideRows is the number of tokens from which on a step runs on the prefill graph, where the model has one; 0: measured on
 	// this machine when a model is first opened, and kept in CacheDir.
@@ -194,6 +198,8 @@ type Timings struct {
 	Queue           time.Duration // waiting for a slot
 	Prefill         time.Duration // admission to the first token
 	Decode          time.Duration // first token to the last
+	Drafted         int           // tokens that were guessed by speculation
+	Accepted        int           // of Drafted, those that were right
 	TokensPerSecond float64       // tokens after the first one ÷ Decode; 0 when there is one token only
 }
 

@@ -73,7 +73,7 @@ func (d *decoder) measureWideRows(ctx context.Context) (int, error) {
 			d.wideRows = wide
 			for run := range crossoverRuns + 1 {
 				s.reset(0)
-				s.add(0, n, true)
+				s.add(0, n, 1)
 				clear(d.embeds(n))
 				for at := 0; d.axes != nil && at < n; at++ {
 					s.positions = append(s.positions, preprocess.Position{Time: int32(at), Row: int32(at), Column: int32(at)})

@@ -170,10 +170,10 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 	}
 	buffers := []buffer{
 		{&d.input, graphs.Float32, []int64{tokens, int64(d.spec.HiddenSize)}},
-		{&d.logitsOut, graphs.Float32, []int64{slots, int64(d.vocab)}},
+		{&d.logitsOut, graphs.Float32, []int64{slots + mostDrafts, int64(d.vocab)}},
 		{&d.rowMap, graphs.Int64, []int64{slots * tokens}},
 		{&d.tokenMap, graphs.Int64, []int64{tokens}},
-		{&d.logitsRows, graphs.Int64, []int64{slots}},
+		{&d.logitsRows, graphs.Int64, []int64{slots + mostDrafts}},
 		{&d.seqlensK, graphs.Int32, []int64{slots}},
 		{&d.querySeqlens, graphs.Int32, []int64{slots}},
 		{&d.total, graphs.Int32, nil},

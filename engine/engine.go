@@ -116,6 +116,9 @@ func (o Options) withDefaults() (Options, error) {
 			problems = append(problems, fmt.Errorf("%s is %d; it must lie in 1..%d, or be 0 for the default", v.name, *v.value, v.most))
 		}
 	}
+	if o.Speculation < SpeculationAuto || o.Speculation > mostDrafts {
+		problems = append(problems, fmt.Errorf("speculation is %d tokens; it must lie in 0..%d, or be %d for what is fastest", o.Speculation, mostDrafts, SpeculationAuto))
+	}
 	for name, bytes := range map[string]int64{"vision cache": o.VisionCache, "vision cache on disk": o.VisionCacheDisk} {
 		if bytes < 0 {
 			problems = append(problems, fmt.Errorf("%s is %d bytes; it must be 0 or more", name, bytes))
@@ -208,6 +211,7 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 		embed: e.embeddings.row, ropeLimit: ropeLimit(spec), logger: opts.Logger,
 		spans: spans, ropeOfPrompt: spec.Rope != nil && spec.Rope.Type == manifest.RopePromptNTK,
 	}
+	cfg.speculation, cfg.wideRows = opts.Speculation, e.decoder.wideRows
 	cfg.prefixCache = opts.PrefixCache && loaded.source == nil
 	if source := loaded.source; source != nil {
 		e.sourceLimit, cfg.encoder = source.capacity, source

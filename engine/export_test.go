@@ -15,7 +15,7 @@ func StepAllocs(e *Engine) float64 {
 	n := testing.AllocsPerRun(50, func() {
 		s.reset(0)
 		for range e.scheduler.slotCount {
-			s.add(7, 1, true)
+			s.add(7, 1, 1)
 		}
 		clear(e.decoder.embeds(s.tokens))
 		if runErr := e.decoder.run(ctx, s); runErr != nil {

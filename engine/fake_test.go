@@ -28,9 +28,11 @@ type fakeStepper struct {
 }
 
 func newFakeStepper(slots, capacity, hidden, vocab int) *fakeStepper {
-	f := &fakeStepper{slots: slots, capacity: capacity, hidden: hidden, vocab: vocab, cache: make([][]float32, slots), rows: make([][]float32, slots)}
+	f := &fakeStepper{slots: slots, capacity: capacity, hidden: hidden, vocab: vocab, cache: make([][]float32, slots), rows: make([][]float32, slots+mostDrafts)}
 	for i := range f.cache {
 		f.cache[i] = make([]float32, 0, capacity*hidden)
+	}
+	for i := range f.rows {
 		f.rows[i] = make([]float32, vocab)
 	}
 	f.input = make([]float32, 0, slots*capacity*hidden)

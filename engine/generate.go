@@ -346,6 +346,7 @@ func (e *Engine) answer(ctx context.Context, req Request, p *Prepared, made *sta
 		Timings: Timings{
 			Load: e.loadTime, Preprocess: preprocess, Vision: made.first, Connector: made.rest,
 			Queue: q.admittedAt.Sub(q.submittedAt), Prefill: q.firstAt.Sub(q.admittedAt), Decode: q.endAt.Sub(q.firstAt),
+			Drafted: q.drafted, Accepted: q.accepted,
 		},
 	}
 	r.Boxes = e.findBoxes(p, r.Text)

@@ -112,3 +112,56 @@ func TestSecondQuestionReadsItsTextAlone(t *testing.T) {
 		t.Errorf("%d of the %d tokens of the turn before were reused", r.Usage.CachedTokens, first.Usage.PromptTokens)
 	}
 }
+
+// Real decoders give the same answers whatever is guessed, alone and in company.
+func TestSpeculationGivesTheSameAnswers(t *testing.T) {
+	var right uint64
+	for _, set := range []string{"llava15-tiny", "qwen25vl-tiny", "gemma3-tiny", "qwenvl-tiny", "blip2-opt-tiny", "blip2-t5-tiny"} {
+		t.Run(set, func(t *testing.T) {
+			folder := convertGolden(t, set)
+			cold := openFolder(t, folder, engine.Options{})
+			var reqs []engine.Request
+			if strings.HasPrefix(set, "blip2") {
+				reqs = questions(t)
+			} else {
+				reqs = conversations(t, set)[:2]
+			}
+			for i := range reqs {
+				reqs[i].MaxTokens = 60
+				if i%2 == 1 {
+					n := uint64(i)
+					reqs[i].Sampling = engine.Sampling{Temperature: 0.8, TopP: 0.95, FrequencyPenalty: 0.1, Seed: &n}
+				}
+			}
+			var want []*engine.Result
+			for _, req := range reqs {
+				want = append(want, generate(t, cold, t.Context(), req))
+			}
+			for _, n := range []int{engine.SpeculationAuto, 4} {
+				e := openFolder(t, folder, engine.Options{Speculation: n, Slots: 3})
+				for _, together := range []bool{false, true} {
+					var wg sync.WaitGroup
+					for i, req := range reqs {
+						answer := func() {
+							if got := generate(t, e, t.Context(), req); !slices.Equal(got.TokenIDs, want[i].TokenIDs) {
+								t.Errorf("speculation %d, request %d, %d of %d guesses right: %v, want %v", n, i, got.Timings.Accepted, got.Timings.Drafted, got.TokenIDs, want[i].TokenIDs)
+							}
+						}
+						if wg.Go(answer); !together {
+							wg.Wait()
+						}
+					}
+					wg.Wait()
+				}
+				s := e.Stats().Lookup
+				if encoder := set == "blip2-t5-tiny"; encoder && s.Drafted != 0 || n == 4 && !encoder && s.Drafted == 0 || s.Accepted > s.Drafted {
+					t.Errorf("%+v", s)
+				}
+				right += s.Accepted
+			}
+		})
+	}
+	if right == 0 {
+		t.Error("no guess was right")
+	}
+}

@@ -31,6 +31,9 @@ type schedulerConfig struct {
 	ropeLimit int
 	// ropeOfPrompt says that it is the length of the prompt alone.
 	ropeOfPrompt bool
+	// speculation is Options.Speculation; wideRows the number of tokens from which on steps run on another graph, 0: never.
+	speculation int
+	wideRows    int
 	// prefixCache says that prompts use what slots hold of prompts before. Not for decoders behind an encoder.
 	prefixCache bool
 	// spans says that steps need the spans of their tokens, and that pictures are not split between steps.
@@ -58,6 +61,7 @@ type scheduler struct {
 	running  history   // of a slot in use, while it is looked at
 	ends     uint64    // requests that have ended
 	prefix   prefixCounters
+	lookup   lookup
 	pace     pace
 	scratch  *samplerScratch
 }
@@ -78,6 +82,7 @@ func newScheduler(s stepper, cfg schedulerConfig) *scheduler {
 		scratch:         newSamplerScratch(cfg.vocab),
 		pace:            newPace(cfg.chunk),
 	}
+	d.lookup.mode, d.lookup.hitRate = cfg.speculation, 0.5
 	if cfg.prefixCache {
 		d.kept = make([]history, cfg.slotCount)
 	}
@@ -145,10 +150,20 @@ func (d *scheduler) turn() {
 	clear(d.take)
 	rows := d.takeRows()
 	prompts := d.takePrompts(d.pace.budget(rows))
+	drafts := 0
+	if prompts == 0 {
+		drafts = d.takeDrafts(rows)
+	}
 	if rows+prompts > 0 {
 		start := time.Now()
 		d.advanceTaken()
-		d.pace.note(rows, prompts, time.Since(start))
+		took := time.Since(start)
+		if drafts == 0 {
+			d.pace.note(rows, prompts, took)
+		}
+		if prompts == 0 {
+			d.lookup.note(rows+drafts, took)
+		}
 	}
 	d.stepApart()
 }
@@ -354,9 +369,8 @@ func (d *scheduler) advance(first, n int) {
 			continue // a chunk in the middle of the prompt
 		}
 		q.features, q.deepstack = nil, nil // the prompt is read
-		logits := d.stepper.logits(row)
-		row++
-		if q.accept(logits, d.scratch) {
+		rows, ended := d.verify(q, row)
+		if row += rows; ended {
 			d.end(q, q.err)
 		}
 	}
@@ -372,7 +386,11 @@ func (d *scheduler) build(first, n int) error {
 		if q != nil {
 			past = q.cached
 		}
-		s.add(past, take, take > 0 && take == q.waiting())
+		wanted := 0
+		if take > 0 && take == q.waiting()+len(q.draft) {
+			wanted = 1 + len(q.draft)
+		}
+		s.add(past, take, wanted)
 		if take > 0 {
 			s.ropeLength = d.ropeLength(q, take)
 		}
@@ -396,7 +414,7 @@ func (d *scheduler) fill(rows []float32, q *sequence, token int) error {
 	for at := q.cached; len(rows) > 0; at++ {
 		row := rows[:d.hidden]
 		rows = rows[d.hidden:]
-		id := q.ids[at]
+		id := q.idAt(at)
 		var err error
 		if at < q.prompt && q.source == nil { // a start token is no part of the prompt, whatever its id
 			feature := q.nextFeature

@@ -44,6 +44,8 @@ type sequence struct {
 	positions []preprocess.Position
 	delta     int32
 
+	guesses
+
 	sampler *sampler
 	// constraint follows the answer, nil where it is free.
 	constraint constraint

@@ -6,13 +6,14 @@ package engine
 type Stats struct {
 	Vision VisionStats
 	Prefix PrefixStats
+	Lookup LookupStats
 }
 
 // Stats returns the counters. It takes no time to speak of and may be called at any moment, during requests and after Close.
 func (e *Engine) Stats() Stats {
 	s := Stats{Vision: e.vision.snapshot()}
 	if e.scheduler != nil {
-		s.Prefix = e.scheduler.prefix.snapshot()
+		s.Prefix, s.Lookup = e.scheduler.prefix.snapshot(), e.scheduler.lookup.snapshot()
 	}
 	return s
 }

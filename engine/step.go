@@ -48,7 +48,7 @@ type deepRow struct {
 }
 
 func newStep(slots int) *step {
-	return &step{past: make([]int32, 0, slots), fresh: make([]int32, 0, slots), wanted: make([]int64, 0, slots)}
+	return &step{past: make([]int32, 0, slots), fresh: make([]int32, 0, slots), wanted: make([]int64, 0, slots+mostDrafts)}
 }
 
 // reset empties the step and puts its first slot at first.
@@ -57,14 +57,14 @@ func (s *step) reset(first int) {
 	*s = step{first: first, past: s.past[:0], fresh: s.fresh[:0], wanted: s.wanted[:0], positions: s.positions[:0], spans: s.spans[:0], deep: s.deep[:0]}
 }
 
-// add appends the next slot. wantLogits asks for the logits of its last new token.
-func (s *step) add(past, fresh int, wantLogits bool) {
+// add appends the next slot. The logits of the last so many of its new tokens are wanted.
+func (s *step) add(past, fresh, wanted int) {
 	s.slots++
 	s.past = append(s.past, int32(past))
 	s.fresh = append(s.fresh, int32(fresh))
 	s.tokens += fresh
 	s.sequence = max(s.sequence, fresh)
-	if wantLogits {
-		s.wanted = append(s.wanted, int64(s.tokens-1))
+	for row := s.tokens - wanted; row < s.tokens; row++ {
+		s.wanted = append(s.wanted, int64(row))
 	}
 }

@@ -284,6 +284,8 @@ type replyTimings struct {
 	PrefillMS       float64 `json:"prefill_ms"`
 	DecodeMS        float64 `json:"decode_ms"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
+	Drafted         int     `json:"drafted_tokens"`
+	Accepted        int     `json:"accepted_tokens"`
 }
 
 func askReply(r *engine.Result, load time.Duration) reply {
@@ -295,6 +297,7 @@ func askReply(r *engine.Result, load time.Duration) reply {
 		Timings: replyTimings{
 			LoadMS: ms(load), PreprocessMS: ms(t.Preprocess), VisionMS: ms(t.Vision), ConnectorMS: ms(t.Connector),
 			PrefillMS: ms(t.Prefill), DecodeMS: ms(t.Decode), TokensPerSecond: rounded(t.TokensPerSecond, 2),
+			Drafted: t.Drafted, Accepted: t.Accepted,
 		},
 	}
 }

@@ -187,7 +187,7 @@ func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string,
 	e, err := engine.Open(ctx, folder, engine.Options{
 		Runtime: rt, Device: a.global.Device, Threads: a.global.Threads,
 		Slots: o.Slots, Capacity: o.Context, LowMemory: o.Memory == memoryLow, WideRows: o.PrefillFrom, CacheDir: o.CacheDir,
-		VisionCache: o.Vision, VisionCacheDir: o.VisionDir, VisionCacheDisk: o.VisionDisk, PrefixCache: o.Prefix,
+		VisionCache: o.Vision, VisionCacheDir: o.VisionDir, VisionCacheDisk: o.VisionDisk, PrefixCache: o.Prefix, Speculation: o.Speculation,
 		Limits: preprocess.Limits{MaxPixels: int64(o.MaxPixels)}, Logger: a.log,
 	})
 	if err != nil && ctx.Err() == nil {

@@ -231,6 +231,7 @@ func TestFlagValues(t *testing.T) {
 		{(&count{&n, 1}).Set, []string{"1", "77"}, []string{"0", "-1", "x", "", "1.5", "99999999999999999999"}},
 		{(&counts{&list}).Set, []string{"1", "1,4, 8"}, []string{"", "0", "1,,2", "a", "2000"}},
 		{(&logLevel{&level, &given}).Set, []string{"debug", "error"}, []string{"", "loud", "INFO+3"}},
+		{(&speculation{&n}).Set, []string{"auto", "off", "1", "8"}, []string{"", "0", "9", "-1", "on", "1.5"}},
 		{(&choice{&word, []string{"a", "b"}}).Set, []string{"a"}, []string{"", "c", "A"}},
 	} {
 		for _, s := range tc.good {

@@ -35,7 +35,7 @@ type key string
 // keys is the whole list; docs/cli.md describes each.
 var keys = []key{
 	"device", "threads", ortLib, ffmpeg, "log_level", "slots", "context", "max_pixels",
-	"vision_cache", "vision_cache_dir", "vision_cache_dir_bytes", "prefix_cache",
+	"vision_cache", "vision_cache_dir", "vision_cache_dir_bytes", "prefix_cache", "speculation",
 	"memory", "prefill_from", "cache_dir",
 	"listen", "keys", "tls_cert", "tls_key", "allow_local_media", mediaHosts, "in_flight", "drain_delay", "drain_timeout",
 	"answer_timeout", "in_process", "memory_limit", "models",

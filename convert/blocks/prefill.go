@@ -36,6 +36,9 @@ func (b *Builder) Prefill(name string) *Builder {
 			return false
 		}
 		p.formats[l.format] -= l.layer.W.Elements()
+		if p.formats[l.format] == 0 {
+			delete(p.formats, l.format)
+		}
 		p.parameters -= l.layer.W.Elements()
 		g.Become(p.int8Rows(node.Inputs[0], l.layer.W, l.bias), node.Outputs[0])
 		return true

@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"glimpse/manifest"
 	"glimpse/preprocess"
@@ -21,7 +22,9 @@ import (
 type pictures struct {
 	spec   manifest.Picture
 	limits preprocess.Limits
-	gate   chan struct{} // a place for each picture being decoded
+	gate   chan struct{}       // a place for each picture being decoded
+	budget *semaphore.Weighted // pixels of all pictures being decoded: as many as the largest single one may have
+	most   int64               // of them
 
 	soundTokens int // of a sound in the prompt
 }
@@ -38,7 +41,11 @@ func newPictures(m *manifest.Picture, limits preprocess.Limits) (*pictures, erro
 			return nil, err
 		}
 	}
-	return &pictures{spec: *m, limits: limits, gate: make(chan struct{}, runtime.GOMAXPROCS(0))}, nil
+	most := limits.MaxPixels
+	if most == 0 {
+		most = preprocess.DefaultMaxPixels
+	}
+	return &pictures{spec: *m, limits: limits, gate: make(chan struct{}, runtime.GOMAXPROCS(0)), budget: semaphore.NewWeighted(most), most: most}, nil
 }
 
 // medium is a picture of a prompt, or a video or a sound in it.
@@ -140,6 +147,11 @@ func (p *pictures) each(ctx context.Context, list []placed) ([]*preprocess.Prepa
 	g.SetLimit(cap(p.gate))
 	for i, pic := range list {
 		g.Go(func() error {
+			pixels := min(int64(pic.width)*int64(pic.height), p.most) // one that has more is refused before it is decoded
+			if err := p.budget.Acquire(gctx, pixels); err != nil {
+				return err
+			}
+			defer p.budget.Release(pixels)
 			select {
 			case p.gate <- struct{}{}:
 				defer func() { <-p.gate }()

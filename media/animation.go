@@ -71,6 +71,11 @@ func (r *Reader) webp(ctx context.Context, in Input, c Choice) (*Video, error) {
 	if err := r.tooLarge(in, len(a.Seconds), a.Width, a.Height); err != nil {
 		return nil, err
 	}
+	release, err := r.reserve(ctx, len(a.Seconds), a.Width, a.Height)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	return r.animation(ctx, in, c, a.Width, a.Height, a.Seconds, func() ([]byte, error) {
 		picture, err := a.Next()
 		if err != nil {
@@ -94,6 +99,11 @@ func (r *Reader) gif(ctx context.Context, in Input, c Choice) (*Video, error) {
 	if err := r.tooLarge(in, info.Frames, info.Width, info.Height); err != nil {
 		return nil, err
 	}
+	release, err := r.reserve(ctx, info.Frames, info.Width, info.Height)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	moving, err := decodeGIF(data)
 	if err != nil {
 		return nil, in.errorf(KindCorrupt, err, "read GIF")

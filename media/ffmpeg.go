@@ -289,6 +289,11 @@ func (r *Reader) decodeVideo(ctx context.Context, in Input, c Choice) (*Video, e
 	if int64(width) > r.limits.MaxPixels/int64(height)/int64(len(places)) {
 		return nil, in.errorf(KindTooLarge, nil, "%d frames of %d×%d pixels are more than the limit of %d pixels: choose fewer", len(places), width, height, r.limits.MaxPixels)
 	}
+	release, err := r.reserve(ctx, len(places), width, height)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := c.hold(ctx, len(places), width, height); err != nil {
 		return nil, err
 	}

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"glimpse/manifest"
 	"glimpse/preprocess"
 )
@@ -27,7 +29,7 @@ type Limits struct {
 	MaxBytes   int64         // of a file; default 1 GiB
 	MaxSeconds float64       // of a video or sound; default an hour
 	MaxFrames  int           // that are chosen from one video; default 768
-	MaxPixels  int64         // of all chosen frames together; default 2^28, 768 MiB of RGB
+	MaxPixels  int64         // of all chosen frames together, and of all that a Reader decodes at once; default 2^28, 768 MiB of RGB
 	Timeout    time.Duration // of one child process; default 2 minutes
 }
 
@@ -66,14 +68,25 @@ type Reader struct {
 	options Options
 	limits  Limits
 
-	gate  chan struct{} // a place for each child process
-	mu    sync.Mutex
-	tools *Tools // once found
+	gate   chan struct{}       // a place for each child process
+	budget *semaphore.Weighted // pixels of all that is being decoded
+	mu     sync.Mutex
+	tools  *Tools // once found
 }
 
 // New returns a reader. Whether FFmpeg is there is seen when something needs it.
 func New(o Options) *Reader {
-	return &Reader{options: o, limits: o.Limits.withDefaults(), gate: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	return &Reader{options: o, limits: o.Limits.withDefaults(), gate: make(chan struct{}, runtime.GOMAXPROCS(0)), budget: semaphore.NewWeighted(o.Limits.withDefaults().MaxPixels)}
+}
+
+// reserve waits until so many frames may be decoded beside what is being decoded. The caller has held them to MaxPixels. It
+// comes before Hold everywhere: whoever was let through by Hold must not wait for somebody who waits there.
+func (r *Reader) reserve(ctx context.Context, frames, width, height int) (release func(), err error) {
+	pixels := min(int64(frames)*int64(width)*int64(height), r.limits.MaxPixels)
+	if err := r.budget.Acquire(ctx, pixels); err != nil {
+		return nil, err
+	}
+	return func() { r.budget.Release(pixels) }, nil
 }
 
 // Input is a file, or a file's bytes.

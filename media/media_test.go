@@ -1,6 +1,7 @@
 package media
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -412,6 +413,25 @@ func TestChildrenEnd(t *testing.T) {
 	if time.Since(start) > 20*time.Second {
 		t.Errorf("it took %v", time.Since(start))
 	}
+}
+
+// FuzzPPM: frames of what calls itself FFmpeg, within the bound, or an error.
+func FuzzPPM(f *testing.F) {
+	f.Add([]byte("P6\n2 1\n255\nabcdefP6\n1 1\n255\nabc"))
+	f.Add([]byte("P6\n99999999999 1\n255\n"))
+	f.Add([]byte("P6 -1 -1 255 "))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		const most = 64
+		for r := bufio.NewReader(bytes.NewReader(data)); ; {
+			w, h, rgb, err := readPPM(r, most)
+			if err != nil {
+				return
+			}
+			if w < 1 || h < 1 || w*h > most || len(rgb) != 3*w*h {
+				t.Fatalf("%d×%d pixels in %d bytes", w, h, len(rgb))
+			}
+		}
+	})
 }
 
 func FuzzWebP(f *testing.F) {

@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// bodyBudget bounds the bytes of all bodies that are held at once. Bodies take their share as they arrive, so a client
-// that announces much and sends little holds little.
-type bodyBudget struct {
+// byteBudget bounds the bytes of all bodies, or of all frames of videos, that are held at once. Bodies take their share as
+// they arrive, so a client that announces much and sends little holds little.
+type byteBudget struct {
 	mu   sync.Mutex
 	left int64
 }
 
-func (b *bodyBudget) take(n int64) bool {
+func (b *byteBudget) take(n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.left < n {
@@ -29,7 +29,7 @@ func (b *bodyBudget) take(n int64) bool {
 	return true
 }
 
-func (b *bodyBudget) give(n int64) {
+func (b *byteBudget) give(n int64) {
 	b.mu.Lock()
 	b.left += n
 	b.mu.Unlock()

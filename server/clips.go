@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -37,9 +38,11 @@ func (s *Server) video(ctx context.Context, m *served, param, address string) (e
 		return part, err
 	}
 	in := media.Input{Data: data, Source: source}
+	choice := media.Choice{}.For(pic, in)
+	choice.Hold = func(ctx context.Context, n int64) error { return s.holdFrames(ctx, param, n) }
 	var v *media.Video
 	err = s.step(ctx, "media_decode", func(ctx context.Context, _ trace.Span) (err error) {
-		v, err = s.clips.Video(ctx, in, media.Choice{}.For(pic, in))
+		v, err = s.clips.Video(ctx, in, choice)
 		return err
 	})
 	if err != nil {
@@ -50,6 +53,22 @@ func (s *Server) video(ctx context.Context, m *served, param, address string) (e
 	}
 	part.Seconds = v.Seconds
 	return part, nil
+}
+
+// holdFrames takes the memory of a video's frames until the request ends: they are many times what came.
+func (s *Server) holdFrames(ctx context.Context, param string, n int64) error {
+	x, ok := ctx.Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return nil
+	}
+	if x.frames+n > s.limits.FramesBytes {
+		return mediaError(param, "the frames of the request's videos have more than the %d bytes this server holds, decoded: choose smaller or fewer videos", s.limits.FramesBytes)
+	}
+	if !s.frames.take(n) {
+		return &Error{Status: http.StatusServiceUnavailable, Type: typeServer, Code: codeBusy, Message: "the server holds as many frames of videos as it can", RetryAfter: 1}
+	}
+	x.frames += n
+	return nil
 }
 
 // audio gets a sound by URL, or the sound of a video.
@@ -95,7 +114,10 @@ func (s *Server) wave(ctx context.Context, param, source string, data []byte) (e
 // this machine.
 func clipError(ctx context.Context, param string, err error) error {
 	var bad *media.Error
+	var own *Error
 	switch {
+	case errors.As(err, &own):
+		return own
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, media.ErrNoFFmpeg):

@@ -136,6 +136,9 @@ func TestFetcher(t *testing.T) {
 		{"name of metadata", "http://meta.wide.example/cat.png", 403},
 		{"name of a mapped address", "http://mapped.wide.example/cat.png", 403},
 		{"name of NAT64", "http://nat64.wide.example/cat.png", 403},
+		{"name of 6to4", "http://6to4.wide.example/cat.png", 403},
+		{"name of Teredo", "http://teredo.wide.example/cat.png", 403},
+		{"name of a compatible address", "http://compatible.wide.example/cat.png", 403},
 		{"public and private", "http://both.wide.example/cat.png", 403},
 		{"redirect to loopback", "http://good.example/to?u=http://127.0.0.1/cat.png", 403},
 		{"redirect to another host", "http://good.example/to?u=http://bad.example/cat.png", 403},
@@ -161,7 +164,7 @@ func TestFetcher(t *testing.T) {
 			f := newFetcher(t, pages(), map[string][]string{
 				"good.example": {outside}, "GOOD.example.": {outside}, "bad.example": {outside}, "port.example": {outside}, "a.wide.example": {outside}, "a.b.wide.example": {outside},
 				"loop.wide.example": {"127.0.0.1"}, "private.wide.example": {"10.1.2.3"}, "meta.wide.example": {"169.254.169.254"}, "mapped.wide.example": {"::ffff:192.168.0.1"},
-				"nat64.wide.example": {"64:ff9b::7f00:1"}, "both.wide.example": {outside + ",127.0.0.1"}, "rebind.wide.example": {outside, "127.0.0.1"}, "away.wide.example": {"8.8.8.8"},
+				"nat64.wide.example": {"64:ff9b::7f00:1"}, "6to4.wide.example": {"2002:7f00:1::1"}, "teredo.wide.example": {"2001:0:4136:e378:8000:63bf:3fff:fdd2"}, "compatible.wide.example": {"::127.0.0.1"}, "both.wide.example": {outside + ",127.0.0.1"}, "rebind.wide.example": {outside, "127.0.0.1"}, "away.wide.example": {"8.8.8.8"},
 			}, FetcherOptions{Hosts: []string{"good.example", "*.wide.example", "port.example:8080"}, Timeout: timeout})
 			data, err := f.Fetch(t.Context(), tc.url, 100)
 			if tc.status == 0 {
@@ -190,11 +193,13 @@ func TestFetcher(t *testing.T) {
 
 // Even with every host allowed, inner addresses are out of reach, and so are odd ports.
 func TestFetcherAnyHost(t *testing.T) {
-	f := newFetcher(t, pages(), map[string][]string{"x.example": {outside}, "0x7f.1": {"127.0.0.1"}, "localhost": {"127.0.0.1"}}, FetcherOptions{Hosts: []string{"*"}})
+	f := newFetcher(t, pages(), map[string][]string{"x.example": {outside}, "0x7f.1": {"127.0.0.1"}, "0": {"0.0.0.0"}, "localhost": {"127.0.0.1"}}, FetcherOptions{Hosts: []string{"*"}})
 	if data, err := f.Fetch(t.Context(), "http://x.example/cat.png", 100); err != nil || string(data) != "cat" {
 		t.Errorf("%q, %v", data, err)
 	}
-	for _, u := range []string{"http://localhost/", "http://0x7f.1/", "http://127.0.0.1/", "http://[::1]/", "http://[fe80::1%25eth0]/", "http://169.254.169.254/", "http://x.example:22/", "gopher://x.example/"} {
+	for _, u := range []string{"http://localhost/", "http://0x7f.1/", "http://127.0.0.1/", "http://[::1]/", "http://[fe80::1%25eth0]/", "http://169.254.169.254/",
+		"http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]/", "http://[::ffff:169.254.169.254]/", "http://[2002:7f00:1::]/", "http://[2002:a9fe:a9fe::1]/", "http://[64:ff9b::127.0.0.1]/",
+		"http://[64:ff9b::a9fe:a9fe]/", "http://[64:ff9b:1::7f00:1]/", "http://[::127.0.0.1]/", "http://0/", "http://x.example:22/", "gopher://x.example/"} {
 		var e *Error
 		if _, err := f.Fetch(t.Context(), u, 100); !errors.As(err, &e) || e.Status != 403 {
 			t.Errorf("%s: %v", u, err)

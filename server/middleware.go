@@ -33,6 +33,7 @@ type exchange struct {
 	prompt     int          // tokens
 	completion int
 	pictures   int
+	frames     int64 // bytes of decoded videos that it holds
 	err        error // also one that came after the reply had begun
 }
 
@@ -91,6 +92,7 @@ func (s *Server) observe(w http.ResponseWriter, r *http.Request, client string, 
 			asServed(&x.err).write(rec)
 		}
 	}
+	s.frames.give(x.frames)
 	s.record(x, rec, r, client, time.Since(start))
 }
 

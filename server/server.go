@@ -65,6 +65,7 @@ type Limits struct {
 	BodyBytes     int64         // largest request body; 32 MiB
 	BodiesBytes   int64         // all bodies held at once; 256 MiB
 	MediaBytes    int64         // one picture, encoded; 20 MiB
+	FramesBytes   int64         // all frames of videos held at once, decoded; 1 GiB
 	Pictures      int           // pictures of one request; 16
 	HeadPictures  int           // pictures of one request for scores, embeddings or a ranking; 64
 	InFlight      int           // answers being made or waiting, per model; a request with n choices counts n times; 64
@@ -82,6 +83,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.BodyBytes, 32<<20)
 	set(&l.BodiesBytes, 256<<20)
 	set(&l.MediaBytes, 20<<20)
+	set(&l.FramesBytes, 1<<30)
 	set(&l.Pictures, 16)
 	set(&l.HeadPictures, 64)
 	set(&l.InFlight, 64)
@@ -116,7 +118,8 @@ type Server struct {
 	local    *localMedia
 	fetcher  Fetcher
 	clips    *media.Reader
-	bodies   *bodyBudget
+	bodies   *byteBudget
+	frames   *byteBudget
 	metrics  *metrics
 	tracer   trace.Tracer
 	tls      [2]string
@@ -156,7 +159,7 @@ func New(o Options) (*Server, error) {
 		}
 		s.local = local
 	}
-	s.bodies = &bodyBudget{left: s.limits.BodiesBytes}
+	s.bodies, s.frames = &byteBudget{left: s.limits.BodiesBytes}, &byteBudget{left: s.limits.FramesBytes}
 	m, err := newMetrics(o.Registry, s.list)
 	if err != nil {
 		return nil, fmt.Errorf("start server: %w", err)

@@ -42,6 +42,8 @@ type Options struct {
 
 	Limits preprocess.Limits // bounds on the pictures of strangers; zero: preprocess's defaults
 	Logger *slog.Logger      // nil: nothing is logged
+
+	preload *preload // graphs that are being loaded; nil: each is loaded where it is needed
 }
 
 // Types of a Part.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -20,13 +19,12 @@ func loadComponent(ctx context.Context, folder, name string, m *manifest.Manifes
 	if !ok {
 		return nil, fmt.Errorf("load component %s: %s has no such component", name, manifest.FileName)
 	}
-	s, err := opts.Runtime.Load(ctx, filepath.Join(folder, c.File), graphs.SessionOptions{
-		Device: graphs.Device(opts.Device), DeviceID: opts.DeviceID, Threads: opts.Threads,
-		// The picture graphs run now and then beside a decoder that is always busy.
-		StopSpinning: m.Decoder == nil || name != m.Decoder.Component && name != m.Decoder.Prefill,
-	})
+	s, ready, err := opts.preload.take(ctx, name)
+	if !ready && err == nil {
+		s, err = loadGraph(ctx, folder, name, m, opts)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("load component %s: %w", name, err)
+		return nil, err
 	}
 	err = errors.Join(comparePorts("input", c.Inputs, s.Inputs()), comparePorts("output", c.Outputs, s.Outputs()))
 	if err != nil {

@@ -138,6 +138,8 @@ func modelName(folder string) string {
 // load opens the parts of the model; Close closes those that it got to.
 func (e *Engine) load(ctx context.Context, folder string, opts Options) (err error) {
 	m := e.manifest
+	opts.preload = startPreload(ctx, folder, m, opts)
+	defer func() { err = errors.Join(err, opts.preload.close()) }()
 	if e.prompter, err = openPrompter(folder, m); err != nil {
 		return err
 	}

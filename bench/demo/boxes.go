@@ -9,7 +9,7 @@ import (
 )
 
 // leastBoxes is the mean overlap of boxes below which something is broken.
-const leastBoxes = 0.5
+const leastBoxes = 0.8
 
 // showBoxes asks where things are, prints the overlap of the answer's box with the true one, and draws the boxes.
 func showBoxes(ctx context.Context, d *demo, model string) error {
@@ -20,8 +20,8 @@ func showBoxes(ctx context.Context, d *demo, model string) error {
 	}
 	sum, count := 0.0, 0
 	for _, picture := range known.Pictures {
-		for _, q := range picture.Questions {
-			drawn := filepath.Join(d.Cache, fmt.Sprintf("%s-%s.png", strings.TrimSuffix(picture.File, ".png"), q.Kind))
+		for number, q := range picture.Questions {
+			drawn := filepath.Join(d.Cache, fmt.Sprintf("%s-question-%d.png", strings.TrimSuffix(picture.File, ".png"), number+1))
 			printed, err := d.glimpse(ctx, "ask", model, q.Question, "--image", filepath.Join(folder, picture.File), "--json", "--draw", drawn)
 			if err != nil {
 				return err

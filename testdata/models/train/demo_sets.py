@@ -3,7 +3,8 @@
     python demo_sets.py
 
 A set is a folder or a zip of PNG pictures with a captions.json (wide scenes; as in picture_sets.py, with questions of the
-scenes' own kinds) or a questions.json (scenes with boxes, without captions). Boxes are [left, top, right, bottom] in pixels of the
+scenes' own kinds) or a questions.json (scenes with boxes, without captions). The demo pictures of the scenes with boxes are
+drawn larger than the scenes, so that labels have room on them. Boxes are [left, top, right, bottom] in pixels of the
 picture, right and bottom exclusive:
 
     {"prompt": "Describe the image.",
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import random
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -27,6 +29,7 @@ import wide_scenes
 EVALUATION_START = 10_000_000  # the test part's captions are never seen in training, wherever they are drawn
 DEMO_START = 20_000_000
 WIDE_SCENES, BOXED_SCENES, DEMO_SCENES = 150, 250, 4
+ENLARGED = 5  # the demo pictures of scenes with boxes
 
 HERE = Path(__file__).resolve().parent
 MODELS, TESTDATA = HERE.parent, HERE.parent.parent
@@ -99,6 +102,12 @@ def varied(stream: Iterator[Numbered], count: int) -> list[Numbered]:
     raise ValueError("the stream of scenes ended")
 
 
+def enlarged(drawn: scenes.Scene, times: int) -> scenes.Scene:
+    """The same scene with so many times the pixels along each side."""
+    shapes = tuple(replace(shape, box=tuple(times * edge for edge in shape.box)) for shape in drawn.shapes)
+    return replace(drawn, width=times * drawn.width, height=times * drawn.height, shapes=shapes)
+
+
 def main() -> None:
     for name, module, count, entry, folder, prompt in (
         ("wide", wide_scenes, WIDE_SCENES, wide_entry, "internvl", wide_scenes.CAPTION_PROMPT),
@@ -107,6 +116,8 @@ def main() -> None:
         stream = module.scenes_of("test", EVALUATION_START)
         write_zip(MODELS / f"scenes-{folder}" / "eval.zip", [next(stream) for _ in range(count)], name, entry, prompt)
         demo = varied(module.scenes_of("test", DEMO_START), DEMO_SCENES)
+        if module is boxed_scenes:
+            demo = [(index, enlarged(drawn, ENLARGED)) for index, drawn in demo]
         write_folder(TESTDATA / f"pictures-{folder}", demo, name, entry, prompt)
 
 

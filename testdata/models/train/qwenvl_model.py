@@ -161,14 +161,20 @@ class DecoderLayer(nn.Module):
             w1=nn.Linear(width, inner, bias=False), w2=nn.Linear(width, inner, bias=False), c_proj=nn.Linear(inner, width, bias=False)
         )
 
-    def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], scale: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def heads_of(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values [rows, heads, length, head_dim], turned and scaled."""
         fused = self.attn.c_attn(self.ln_1(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = (part.transpose(1, 2) for part in fused.unbind(2))
-        query, key = rotated(query, *rotation) * scale, rotated(key, *rotation)
-        attended = attention(query, key, value, mask)
+        return rotated(query, *rotation) * scale, rotated(key, *rotation), value
+
+    def joined(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The rest of the layer for the places x [rows, places, hidden] and what they attended to [rows, heads, places, head_dim]."""
         x = x + self.attn.c_proj(attended.transpose(1, 2).flatten(2))
         y = self.ln_2(x)
         return x + self.mlp.c_proj(self.mlp.w1(y) * functional.silu(self.mlp.w2(y)))
+
+    def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], scale: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.joined(x, attention(*self.heads_of(x, rotation, scale), mask))
 
 
 class QwenVL(nn.Module):

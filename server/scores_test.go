@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/openai/openai-go/v3"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"glimpse/engine"
@@ -83,6 +86,33 @@ func TestRealScores(t *testing.T) {
 	}
 	conform(t, h, pictureURL(t, "cat.png"))
 	rankings(t, h)
+	clientEmbeds(t, h, set.Cases[0].Texts)
+}
+
+// clientEmbeds: OpenAI's own client reads the same numbers.
+func clientEmbeds(t *testing.T, h http.Handler, texts []string) {
+	t.Helper()
+	var plain struct {
+		Data []struct{ Embedding []float64 }
+	}
+	if code, text := postJSON(t, h, "/v1/embeddings", object{"model": "itm", "input": texts}, &plain); code != 200 {
+		t.Fatal(text)
+	}
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	got, err := client(t, server.URL).Embeddings.New(t.Context(), openai.EmbeddingNewParams{
+		Model: "itm", Input: openai.EmbeddingNewParamsInputUnion{OfArrayOfStrings: texts}, EncodingFormat: openai.EmbeddingNewParamsEncodingFormatFloat})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Data) != len(plain.Data) || got.Model != "itm" || got.Usage.PromptTokens == 0 {
+		t.Fatalf("%s", got.RawJSON())
+	}
+	for i, d := range got.Data {
+		if d.Index != int64(i) || !slices.Equal(d.Embedding, plain.Data[i].Embedding) {
+			t.Errorf("embedding %d differs: %s", i, d.RawJSON())
+		}
+	}
 }
 
 func sameMatrix(t *testing.T, name string, have, want [][]float64, tolerance float64) {

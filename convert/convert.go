@@ -231,15 +231,18 @@ func summarize(src *source, plan *families.Plan, opts Options) *Summary {
 	return s
 }
 
-// port turns a graph's port into the manifest's form.
+// ports turns a graph's ports into the manifest's form. Those that only an observer sees are none of the model's.
 func ports(list []onnx.Port) []manifest.Port {
-	out := make([]manifest.Port, len(list))
-	for i, p := range list {
+	out := make([]manifest.Port, 0, len(list))
+	for _, p := range list {
+		if calibration.IsPort(p.Value.Name()) {
+			continue
+		}
 		shape := make([]string, len(p.Shape))
 		for j, d := range p.Shape {
 			shape[j] = d.String()
 		}
-		out[i] = manifest.Port{Name: p.Value.Name(), DType: p.DType.String(), Shape: shape}
+		out = append(out, manifest.Port{Name: p.Value.Name(), DType: p.DType.String(), Shape: shape})
 	}
 	return out
 }

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"glimpse/convert"
+	"glimpse/convert/calibration"
 	"glimpse/engine"
 	"glimpse/engine/replay"
 	"glimpse/graphs"
@@ -128,7 +129,7 @@ func converted(ctx context.Context, o options, name string) (string, error) {
 			opts.Precision = part
 			continue
 		}
-		if err := set(&opts, key, value); err != nil {
+		if err := set(ctx, &opts, key, value); err != nil {
 			return "", fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -137,8 +138,14 @@ func converted(ctx context.Context, o options, name string) (string, error) {
 }
 
 // set applies one option of a candidate's name.
-func set(opts *convert.Options, key, value string) (err error) {
-	return fmt.Errorf("option %q is not known", key)
+func set(ctx context.Context, opts *convert.Options, key, value string) (err error) {
+	switch key {
+	case "calibration":
+		opts.Statistics, err = calibration.Read(ctx, value)
+	default:
+		err = fmt.Errorf("option %q is not known", key)
+	}
+	return err
 }
 
 func open(ctx context.Context, rt *graphs.Runtime, o options, name string) (*candidate, error) {

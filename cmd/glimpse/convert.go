@@ -24,6 +24,7 @@ type ConvertOptions struct {
 	Plan      bool
 	Force     bool
 	JSON      bool
+	CalibrationOptions
 }
 
 // AddFlags adds the flags.
@@ -34,6 +35,7 @@ func (o *ConvertOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Plan, "plan", false, "build everything, write nothing; CHECKPOINT may then be an inventory (.json.gz)")
 	f.BoolVar(&o.Force, "force", false, "replace the model folder when it exists")
 	f.BoolVar(&o.JSON, "json", false, "print the summary as JSON")
+	o.CalibrationOptions.AddFlags(f)
 }
 
 func newConvert(a *app) *cobra.Command {
@@ -62,12 +64,16 @@ func runConvert(ctx context.Context, a *app, o ConvertOptions, checkpoint string
 			return err
 		}
 	}
-	m := a.newMeter("convert", unitBytes)
-	summary, err := convert.Convert(ctx, convert.Options{
+	opts := convert.Options{
 		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Plan: o.Plan, Force: o.Force,
 		Version: buildVersion().Version, Logger: a.log,
-		Progress: func(p convert.Progress) { m.update(p.Done, p.Total, 0, p.Component) },
-	})
+	}
+	if err := calibrateFor(ctx, a, o.CalibrationOptions, &opts); err != nil {
+		return err
+	}
+	m := a.newMeter("convert", unitBytes)
+	opts.Progress = func(p convert.Progress) { m.update(p.Done, p.Total, 0, p.Component) }
+	summary, err := convert.Convert(ctx, opts)
 	m.close()
 	if err != nil {
 		return err

@@ -58,7 +58,8 @@ func (b *Builder) statistics(k int64) *calibration.Layer {
 }
 
 // gather adds the outputs that report on x [rows, k], the input of the Linear whose scope is open.
-func (b *Builder) gather(x *onnx.Value, k int64) {
+func (b *Builder) gather(x *onnx.Value, l Linear) {
+	k := l.W.shape[1]
 	g := b.Tensors.Guide
 	if !g.Gather || b.gathered[b.Path()] {
 		return
@@ -70,7 +71,8 @@ func (b *Builder) gather(x *onnx.Value, k int64) {
 	squares := b.Op("ReduceSumSquare", []*onnx.Value{x, b.Ints1(0)}, onnx.Int("keepdims", 0))
 	all := b.Op("Concat", []*onnx.Value{largest, squares, rows}, onnx.Int("axis", 0))
 	b.Output(calibration.PortInputs+path, all, onnx.Float, onnx.Fixed(2*k+1))
-	if bytes := 4 * k * k; g.hessianBytes+bytes <= g.Hessians {
+	decodes := b.Policy.Role == Decoder || b.Policy.Role == Encoder // what 4 bits are for
+	if bytes := 4 * k * k; decodes && l.Kind != Head && g.hessianBytes+bytes <= g.Hessians {
 		g.hessianBytes += bytes
 		h := b.Op("MatMul", []*onnx.Value{b.Op("Transpose", []*onnx.Value{x}, onnx.Ints("perm", 1, 0)), x})
 		b.Output(calibration.PortHessian+path, h, onnx.Float, onnx.Fixed(k), onnx.Fixed(k))

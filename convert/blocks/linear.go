@@ -76,7 +76,7 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 		if l.B != nil {
 			bias = b.Param("bias", *l.B)
 		}
-		b.gather(x, l.W.shape[1])
+		b.gather(x, l)
 		switch f := b.format(l); {
 		case f == FormatFP32:
 			y = b.gemm(x, b.Param("weight", l.W), bias)

@@ -21,6 +21,11 @@ const (
 	PortHessian = "statistics.hessian."
 )
 
+// IsPort reports whether an output is one of these.
+func IsPort(name string) bool {
+	return strings.HasPrefix(name, PortInputs) || strings.HasPrefix(name, PortHessian)
+}
+
 // Layer is what is known about one linear layer's inputs x [rows, k].
 type Layer struct {
 	Rows    int64

@@ -130,87 +130,146 @@ type calibrated struct {
 	samples    int            // answered
 }
 
-// calibrate converts the checkpoint to a model that reports, beside the place of the new one, and has it answer the samples.
-func calibrate(ctx context.Context, a *app, o CalibrationOptions, checkpoint convert.Options) (_ *calibrated, err error) {
+// calibrate has the model answer the samples at fp32, and then lets a model that reports what its layers are given read
+// prompts and answers. Both models are made beside the place of the new one, one after the other.
+func calibrate(ctx context.Context, a *app, o CalibrationOptions, opts convert.Options) (_ *calibrated, err error) {
 	list, err := readSamples(o.Samples)
 	if err != nil {
 		return nil, err
 	}
-	temp, err := os.MkdirTemp(filepath.Dir(filepath.Clean(checkpoint.Out)), ".calibrate-")
+	temp, err := os.MkdirTemp(filepath.Dir(filepath.Clean(opts.Out)), ".calibrate-")
 	if err != nil {
 		return nil, badInput(err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
-	checkpoint.Out, checkpoint.Precision, checkpoint.Force = filepath.Join(temp, "fp32"), "fp32", false
-	checkpoint.Gather, checkpoint.Hessians = true, int64(o.Memory)<<20
-	if _, err := convert.Convert(ctx, checkpoint); err != nil {
+	opts.Precision, opts.Force, opts.Statistics = "fp32", false, nil
+	opts.Out = filepath.Join(temp, "answers")
+	requests, err := answered(ctx, a, o, opts, list)
+	if err != nil {
 		return nil, err
 	}
+	if err := os.RemoveAll(opts.Out); err != nil {
+		return nil, err
+	}
+	opts.Out, opts.Gather, opts.Hessians = filepath.Join(temp, "reports"), true, int64(o.Memory)<<20
+	return observed(ctx, a, opts, requests)
+}
+
+// converted makes a model and has f use it.
+func converted(ctx context.Context, a *app, opts convert.Options, observe func(*graphs.Observation), f func(*engine.Engine) error) (err error) {
+	if _, err := convert.Convert(ctx, opts); err != nil {
+		return err
+	}
+	rt, err := graphs.Open(graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log, Observe: observe})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rt.Close()) }()
+	e, err := a.openEngine(ctx, rt, opts.Out, ModelOptions{Slots: 1, MaxPixels: preprocess.DefaultMaxPixels})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	return f(e)
+}
+
+// answered asks the model about the samples until their tokens are enough, and returns requests that hold the answers.
+func answered(ctx context.Context, a *app, o CalibrationOptions, opts convert.Options, list *sampleSet) (requests []sampleRequest, err error) {
+	m := a.newMeter("calibrate", unitPictures)
+	defer m.close()
+	err = converted(ctx, a, opts, nil, func(e *engine.Engine) error {
+		all, tokens := max(len(list.pictures), len(list.prompts)), 0
+		for i := 0; i < all && tokens < o.Tokens; i++ {
+			pictures, prompt, err := list.sample(i)
+			if err != nil {
+				return err
+			}
+			r := sampleRequest{pictures: pictures, prompt: prompt}
+			if e.Manifest().Decoder != nil {
+				n, err := r.answer(ctx, e, uint64(i))
+				if err != nil {
+					return fmt.Errorf("samples for calibration: %w", err)
+				}
+				tokens += n
+			} else if prompt == "" || len(pictures) == 0 {
+				return badInputf("samples for calibration: a model that compares pictures with texts needs both pictures and %s", promptsFile)
+			}
+			requests = append(requests, r)
+			m.update(int64(i+1), int64(all), 0, "answering")
+		}
+		return nil
+	})
+	return requests, err
+}
+
+// sampleRequest is a sample with its answer.
+type sampleRequest struct {
+	pictures []engine.Picture
+	prompt   string
+	request  engine.Request // with the answer in it
+}
+
+// answer draws an answer, each token as likely as the model finds it, so that answers are neither all the same nor far-fetched.
+// It returns the tokens of prompt and answer.
+func (r *sampleRequest) answer(ctx context.Context, e *engine.Engine, seed uint64) (int, error) {
+	req := batch.Request(e.Manifest(), r.pictures, r.prompt)
+	req.Sampling = engine.Sampling{Temperature: 1, Seed: &seed}
+	req.MaxTokens = sampleAnswer
+	res, err := e.Generate(ctx, req)
+	if err != nil {
+		return 0, err
+	}
+	if e.Manifest().Decoder.Encoder != nil { // answers are read a token at a time
+		r.request = req
+		return res.Usage.PromptTokens + res.Usage.CompletionTokens, nil
+	}
+	req.MaxTokens, req.Sampling = 1, engine.Sampling{}
+	if req.Raw {
+		req.Prompt += res.Text
+	} else {
+		req.Messages = append(req.Messages, engine.Message{Role: "assistant", Content: []engine.Part{{Type: engine.PartText, Text: res.Text}}})
+	}
+	r.request = req
+	return res.Usage.PromptTokens + res.Usage.CompletionTokens, nil
+}
+
+// observed lets a model that reports read the requests.
+func observed(ctx context.Context, a *app, opts convert.Options, requests []sampleRequest) (*calibrated, error) {
+	m := a.newMeter("calibrate", unitPictures)
+	defer m.close()
 	sums, recorder := calibration.NewAccumulator(), &replay.Recorder{Graph: "decoder.onnx"}
-	rt, err := graphs.Open(graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log, Observe: func(run *graphs.Observation) {
+	observe := func(run *graphs.Observation) {
 		recorder.Observe(run)
 		for _, out := range run.Outputs {
 			if strings.HasPrefix(out.Name, graphs.StatisticsPrefix) {
 				sums.Add(strings.TrimSuffix(filepath.Base(run.Path), ".onnx"), out.Name, out.Tensor.Float32())
 			}
 		}
-	}})
+	}
+	found := &calibrated{samples: len(requests)}
+	err := converted(ctx, a, opts, observe, func(e *engine.Engine) (err error) {
+		for i, r := range requests {
+			if e.Manifest().Decoder == nil {
+				_, err = e.Score(ctx, engine.ScoreRequest{Pictures: r.pictures, Texts: []string{r.prompt}})
+			} else {
+				_, err = e.Generate(ctx, r.request)
+			}
+			if err != nil {
+				return fmt.Errorf("samples for calibration: %w", err)
+			}
+			m.update(int64(i+1), int64(len(requests)), 0, "reading")
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, rt.Close()) }()
-	e, err := a.openEngine(ctx, rt, checkpoint.Out, ModelOptions{Slots: 1, MaxPixels: preprocess.DefaultMaxPixels})
-	if err != nil {
+	if found.steps, err = recorder.Take(); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, e.Close()) }()
-	found := &calibrated{}
-	if err := found.answer(ctx, a, e, list, recorder, o.Tokens); err != nil {
-		return nil, err
+	for _, s := range found.steps {
+		found.tokens += s.Tokens
 	}
 	found.statistics, err = sums.Statistics()
 	return found, err
-}
-
-// answer has the model answer samples until its decoder has seen enough tokens, or all samples were used.
-func (c *calibrated) answer(ctx context.Context, a *app, e *engine.Engine, list *sampleSet, recorder *replay.Recorder, tokens int) error {
-	m := a.newMeter("calibrate", unitPictures)
-	defer m.close()
-	all := max(len(list.pictures), len(list.prompts))
-	for i := 0; i < all && c.tokens < tokens; i++ {
-		pictures, prompt, err := list.sample(i)
-		if err != nil {
-			return err
-		}
-		if e.Manifest().Decoder == nil {
-			if prompt == "" {
-				return badInputf("samples for calibration: a model that compares pictures with texts needs %s", promptsFile)
-			}
-			if _, err := e.Score(ctx, engine.ScoreRequest{Pictures: pictures, Texts: []string{prompt}}); err != nil {
-				return fmt.Errorf("samples for calibration: %w", err)
-			}
-		} else if err := c.generate(ctx, e, pictures, prompt, uint64(i)); err != nil {
-			return fmt.Errorf("samples for calibration: %w", err)
-		}
-		steps, err := recorder.Take()
-		if err != nil {
-			return err
-		}
-		for _, s := range steps {
-			c.tokens += s.Tokens
-		}
-		c.steps = append(c.steps, steps...)
-		c.samples++
-		m.update(int64(i+1), int64(all), 0, fmt.Sprintf("%d tokens", c.tokens))
-	}
-	return nil
-}
-
-// generate draws an answer as likely as the model finds it, so that what follows is neither the same nor far-fetched.
-func (c *calibrated) generate(ctx context.Context, e *engine.Engine, pictures []engine.Picture, prompt string, seed uint64) error {
-	req := batch.Request(e.Manifest(), pictures, prompt)
-	req.Sampling = engine.Sampling{Temperature: 1, Seed: &seed}
-	req.MaxTokens = sampleAnswer
-	_, err := e.Generate(ctx, req)
-	return err
 }

@@ -124,17 +124,19 @@ type blockPayload struct {
 const searchedScales = 12
 
 // quantizer says how to quantize rows of the weight.
-func (p *blockPayload) quantizer(k int64) (blocks quantize.Blocks, c *quantize.Compensator, err error) {
+func (p *blockPayload) quantizer(ctx context.Context) (blocks quantize.Blocks, c *quantize.Compensator, err error) {
 	blocks = quantize.Blocks{Bits: p.bits, Block: p.block}
 	if p.bits > 4 {
 		return blocks, nil, nil
 	}
 	blocks.Search = searchedScales
-	if p.inputs != nil {
-		blocks.Importance = p.inputs.Square
-		if p.inputs.Hessian != nil {
-			c, err = quantize.NewCompensator(p.inputs.Hessian, int(k))
-		}
+	inputs, err := inputsOf(ctx, p.w, p.inputs)
+	if err != nil || inputs == nil {
+		return blocks, nil, err
+	}
+	blocks.Importance = inputs.Square
+	if inputs.Hessian != nil {
+		c, err = quantize.NewCompensator(inputs.Hessian, len(inputs.Square))
 	}
 	return blocks, c, err
 }
@@ -149,7 +151,7 @@ func (p *blockPayload) Produce(ctx context.Context, sink onnx.Sink) error {
 	blocks := (k + int64(p.block) - 1) / int64(p.block)
 	rowBytes := blocks * int64(p.block*p.bits/8)
 	rows := min(n, rowsPerChunk(k))
-	quantizer, compensator, err := p.quantizer(k)
+	quantizer, compensator, err := p.quantizer(ctx)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"math"
 	"sync"
+
+	"glimpse/convert/calibration"
 )
 
 // smoothing is the exponent of the activations' share: factor = max|x|^smoothing / max|w|^(1 − smoothing).
@@ -58,13 +60,15 @@ func smoothFactor(x, w float32) float32 {
 	return float32(min(max(s, 1e-4), 1e4))
 }
 
-// Smooth folds factors for the Linear at path (below the open scope) into the weight before it: norm [k], or rows [k, …]
-// of a linear layer whose outputs reach the Linear through products alone. It returns both as they are to be used, unchanged
-// where the Linear's activations are not quantized by row or nothing is known about them.
-func (b *Builder) Smooth(path string, before Weight, l Linear) (Weight, Weight) {
+// Smooth folds factors for the Linear, whose name is below the open scope, into the weight before it: norm [k], or rows
+// [k, …] of a linear layer whose outputs reach the Linear through products alone. It returns that weight and the Linear as
+// they are to be used, unchanged where nothing is known about the Linear's inputs or they are not quantized by row.
+//
+// 4-bit weights are smoothed too: a second graph of the same decoder, for prompts, has the same norms and int8 by row.
+func (b *Builder) Smooth(before Weight, l Linear) (Weight, Linear) {
 	var f *factors
-	b.Scope(path, func() {
-		if b.Tensors.Guide.Gather || b.peek(l) != FormatInt8Rows {
+	b.Scope(l.Name, func() {
+		if format := b.peek(l); format.Name != "int8" && format.Name != "int4" {
 			return
 		}
 		if s := b.statistics(l.W.shape[1]); s != nil && before.shape[0] == l.W.shape[1] {
@@ -72,10 +76,35 @@ func (b *Builder) Smooth(path string, before Weight, l Linear) (Weight, Weight) 
 		}
 	})
 	if f == nil {
-		return before, l.W
+		return before, l
 	}
 	b.smoothed++
-	return Weight{divided{before.src, f, before.rowElements()}, before.shape}, Weight{columnsTimes{l.W.src, f}, l.W.shape}
+	l.W = Weight{columnsTimes{l.W.src, f}, l.W.shape}
+	return Weight{divided{before.src, f, before.rowElements()}, before.shape}, l
+}
+
+// inputsOf is what is known about the inputs of a smoothed weight, which are divided by its factors.
+func inputsOf(ctx context.Context, w Weight, inputs *calibration.Layer) (*calibration.Layer, error) {
+	s, ok := w.src.(columnsTimes)
+	if !ok || inputs == nil {
+		return inputs, nil
+	}
+	factor, err := s.f.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &calibration.Layer{Rows: inputs.Rows, Maximum: make([]float32, len(factor)), Square: make([]float32, len(factor))}
+	for j, f := range factor {
+		out.Maximum[j], out.Square[j] = inputs.Maximum[j]/f, inputs.Square[j]/(f*f)
+	}
+	if inputs.Hessian != nil {
+		out.Hessian = make([]float32, len(inputs.Hessian))
+		k := len(factor)
+		for i, v := range inputs.Hessian {
+			out.Hessian[i] = v / (factor[i/k] * factor[i%k])
+		}
+	}
+	return out, nil
 }
 
 // divided divides row r by factor r.

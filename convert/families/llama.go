@@ -353,13 +353,13 @@ func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLaye
 	t := b.Tensors
 	h, m, q := c.HiddenSize, c.IntermediateSize, c.Heads*c.headDim()
 	var y *onnx.Value
-	if norm := t.Weight(names.inputNorm, h); pending == nil {
+	qkv := blocks.Linear{Name: "self_attn.qkv_proj", Kind: blocks.Attention, Layer: index, W: names.qkv(t, ".weight", h)}
+	norm, qkv := b.Smooth(t.Weight(names.inputNorm, h), qkv)
+	if pending == nil {
 		y = b.RMSNorm("input_layernorm", x, norm, c.RMSNormEps)
 	} else {
 		x, y = b.AddRMSNorm("input_layernorm", x, pending, norm, c.RMSNormEps)
 	}
-
-	qkv := blocks.Linear{Name: "self_attn.qkv_proj", Kind: blocks.Attention, Layer: index, W: names.qkv(t, ".weight", h)}
 	if c.qkvBias() {
 		bias := names.qkv(t, ".bias")
 		qkv.B = &bias
@@ -375,10 +375,14 @@ func (c llamaConfig) layer(b *blocks.Builder, step *blocks.Step, names llamaLaye
 		y = b.Op("Add", []*onnx.Value{y, step.Deepstack[index/every]})
 	}
 
-	x, y = b.AddRMSNorm("post_attention_layernorm", x, y, t.Weight(names.postNorm, h), c.RMSNormEps)
-	gateUp := blocks.Linear{Name: "mlp.gate_up_proj", Kind: blocks.MLP, Layer: index,
-		W: blocks.ConcatRows(t.Weight(names.gate+".weight", m, h), t.Weight(names.up+".weight", m, h))}
 	down := blocks.Linear{Name: "mlp.down_proj", W: t.Weight(names.down+".weight", h, m), Kind: blocks.MLP, Layer: index}
+	up := t.Weight(names.up+".weight", m, h)
+	if !c.MLPBias {
+		up, down = b.Smooth(up, down)
+	}
+	norm, gateUp := b.Smooth(t.Weight(names.postNorm, h), blocks.Linear{Name: "mlp.gate_up_proj", Kind: blocks.MLP, Layer: index,
+		W: blocks.ConcatRows(t.Weight(names.gate+".weight", m, h), up)})
+	x, y = b.AddRMSNorm("post_attention_layernorm", x, y, norm, c.RMSNormEps)
 	if c.MLPBias {
 		both := blocks.ConcatRows(t.Weight(names.gate+".bias", m), t.Weight(names.up+".bias", m))
 		bias := t.Weight(names.down+".bias", h)

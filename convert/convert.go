@@ -85,6 +85,9 @@ type Options struct {
 	// many bytes of second moments between the channels of a layer it may report with them.
 	Gather   bool
 	Hessians int64
+	// Budget is how many bits a weight of a 4-bit decoder's layers may take, scales included and the head left out; 0 for as
+	// many as the policy's own mix takes.
+	Budget float64
 
 	Progress func(Progress)
 	Logger   *slog.Logger
@@ -144,7 +147,7 @@ func Convert(ctx context.Context, opts Options) (*Summary, error) {
 	if opts.Name != "" {
 		src.release.Name = opts.Name
 	}
-	plan, err := src.plan(families.Options{Precision: precision, Guide: opts.guide()})
+	plan, err := planned(ctx, src, precision, opts)
 	if err != nil {
 		return nil, badInput(err)
 	}

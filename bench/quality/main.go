@@ -142,6 +142,8 @@ func set(ctx context.Context, opts *convert.Options, key, value string) (err err
 	switch key {
 	case "calibration":
 		opts.Statistics, err = calibration.Read(ctx, value)
+	case "budget":
+		opts.Budget, err = strconv.ParseFloat(value, 64)
 	default:
 		err = fmt.Errorf("option %q is not known", key)
 	}

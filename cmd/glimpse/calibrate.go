@@ -15,6 +15,7 @@ import (
 	"glimpse/batch"
 	"glimpse/batch/source"
 	"glimpse/convert"
+	"glimpse/convert/blocks"
 	"glimpse/convert/calibration"
 	"glimpse/engine"
 	"glimpse/engine/replay"
@@ -116,6 +117,13 @@ func calibrateFor(ctx context.Context, a *app, o CalibrationOptions, opts *conve
 	}
 	fmt.Fprintf(a.stderr, "calibrated on %d samples, %d tokens\n", found.samples, found.tokens)
 	opts.Statistics = found.statistics
+	if found.precision != "" {
+		fmt.Fprintf(a.stderr, "precision %s: %s\n", found.precision, found.measured)
+		opts.Precision = found.precision
+		if opts.Precision != "int4" {
+			opts.Budget = 0
+		}
+	}
 	if o.File != "" {
 		return found.statistics.Write(o.File)
 	}
@@ -128,6 +136,8 @@ type calibrated struct {
 	steps      []*replay.Step // of the decoder; none for a model without one
 	tokens     int            // of the steps
 	samples    int            // answered
+
+	precision, measured string // what auto chose, and why; empty where something else was asked for
 }
 
 // calibrate has the model answer the samples at fp32, and then lets a model that reports what its layers are given read
@@ -142,17 +152,26 @@ func calibrate(ctx context.Context, a *app, o CalibrationOptions, opts convert.O
 		return nil, badInput(err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
-	opts.Precision, opts.Force, opts.Statistics = "fp32", false, nil
+	precision, budget := opts.Precision, opts.Budget
+	opts.Precision, opts.Force, opts.Statistics, opts.Budget = "fp32", false, nil, 0
 	opts.Out = filepath.Join(temp, "answers")
 	requests, err := answered(ctx, a, o, opts, list)
 	if err != nil {
 		return nil, err
 	}
+	reference, asked := opts.Out, opts
+	asked.Budget = budget
+	opts.Out, opts.Gather, opts.Hessians = filepath.Join(temp, "reports"), true, int64(o.Memory)<<20
+	found, err := observed(ctx, a, opts, requests)
+	if err != nil || precision != string(blocks.Auto) || len(found.steps) == 0 {
+		return found, err
+	}
 	if err := os.RemoveAll(opts.Out); err != nil {
 		return nil, err
 	}
-	opts.Out, opts.Gather, opts.Hessians = filepath.Join(temp, "reports"), true, int64(o.Memory)<<20
-	return observed(ctx, a, opts, requests)
+	asked.Statistics = found.statistics
+	found.precision, found.measured, err = choosePrecision(ctx, a, asked, reference, found.steps)
+	return found, err
 }
 
 // converted makes a model and has f use it.

@@ -24,6 +24,7 @@ type ConvertOptions struct {
 	Plan      bool
 	Force     bool
 	JSON      bool
+	Budget    float64
 	CalibrationOptions
 }
 
@@ -35,6 +36,7 @@ func (o *ConvertOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Plan, "plan", false, "build everything, write nothing; CHECKPOINT may then be an inventory (.json.gz)")
 	f.BoolVar(&o.Force, "force", false, "replace the model folder when it exists")
 	f.BoolVar(&o.JSON, "json", false, "print the summary as JSON")
+	f.Float64Var(&o.Budget, "budget", 0, "`bits` a weight that the layers of an int4 decoder may take, scales included: those that err most get 8 bits; 0: as many as without")
 	o.CalibrationOptions.AddFlags(f)
 }
 
@@ -65,7 +67,7 @@ func runConvert(ctx context.Context, a *app, o ConvertOptions, checkpoint string
 		}
 	}
 	opts := convert.Options{
-		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Plan: o.Plan, Force: o.Force,
+		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Budget: o.Budget, Plan: o.Plan, Force: o.Force,
 		Version: buildVersion().Version, Logger: a.log,
 	}
 	if err := calibrateFor(ctx, a, o.CalibrationOptions, &opts); err != nil {

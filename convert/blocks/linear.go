@@ -42,6 +42,10 @@ func (b *Builder) Describe() string {
 		return FormatInt8Rows.String() + ", for prompts and wide batches"
 	}
 	text := b.Policy.Describe()
+	if mix := b.describeMix(); mix != "" {
+		text = mix
+	}
+	text += b.describeKnown()
 	if b.wide && b.Policy.resolved() != FP32 {
 		text += "; the feed-forward's output matrices (wo) stay fp32, because their results overflow float16"
 	}

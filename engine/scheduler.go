@@ -61,6 +61,7 @@ type scheduler struct {
 	running  history   // of a slot in use, while it is looked at
 	ends     uint64    // requests that have ended
 	prefix   prefixCounters
+	gauges   slotGauges
 	lookup   lookup
 	pace     pace
 	scratch  *samplerScratch
@@ -116,6 +117,7 @@ func (d *scheduler) loop() {
 	defer close(d.finished)
 	for d.receive() {
 		d.turn()
+		d.gauges.note(d)
 	}
 	d.endAll(ErrClosed)
 }

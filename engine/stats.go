@@ -7,12 +7,14 @@ type Stats struct {
 	Vision VisionStats
 	Prefix PrefixStats
 	Lookup LookupStats
+	Slots  SlotStats
 }
 
 // Stats returns the counters. It takes no time to speak of and may be called at any moment, during requests and after Close.
 func (e *Engine) Stats() Stats {
 	s := Stats{Vision: e.vision.snapshot()}
 	if e.scheduler != nil {
+		s.Slots = e.slotStats()
 		s.Prefix, s.Lookup = e.scheduler.prefix.snapshot(), e.scheduler.lookup.snapshot()
 	}
 	return s

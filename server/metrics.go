@@ -24,7 +24,7 @@ type metrics struct {
 	seconds    *prometheus.HistogramVec // route, model
 	firstToken *prometheus.HistogramVec // model
 	nextToken  *prometheus.HistogramVec // model
-	tokens     *prometheus.CounterVec   // model, kind: prompt, image, completion
+	tokens     *prometheus.CounterVec   // model, kind: prompt, image, audio, cached, completion
 	stages     *prometheus.HistogramVec // model, stage
 	pictures   *prometheus.CounterVec   // model
 
@@ -50,7 +50,7 @@ func newMetrics(reg *prometheus.Registry, models func() []*served) (*metrics, er
 		seconds:    histogram("request_seconds", "Time of a whole request.", long, "route", "model"),
 		firstToken: histogram("time_to_first_token_seconds", "From handing a prompt to the model to its first token.", long, "model"),
 		nextToken:  histogram("inter_token_seconds", "Between tokens of one answer.", short, "model"),
-		tokens:     counter("tokens_total", "Tokens by kind: prompt (pictures included), image, completion.", "model", "kind"),
+		tokens:     counter("tokens_total", "Tokens by kind: prompt, and of it image, audio and cached (not computed again); completion.", "model", "kind"),
 		stages:     histogram("stage_seconds", "Time of the stages of an answer.", long, "model", "stage"),
 		pictures:   counter("pictures_total", "Pictures in requests.", "model"),
 
@@ -58,8 +58,7 @@ func newMetrics(reg *prometheus.Registry, models func() []*served) (*metrics, er
 		keyTokens:   counter("key_tokens_total", "Tokens that count for the limits of an API key: prompts and answers.", "key"),
 	}
 	own := []prometheus.Collector{m.requests, m.errors, m.seconds, m.firstToken, m.nextToken, m.tokens, m.stages, m.pictures, m.keyRequests, m.keyTokens}
-	own = append(own, &inFlight{models: models,
-		desc: prometheus.NewDesc("glimpse_in_flight", "Answers being made or waiting.", []string{"model"}, nil)})
+	own = append(own, newModelMetrics(models))
 	for _, c := range own {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
@@ -72,22 +71,6 @@ func newMetrics(reg *prometheus.Registry, models func() []*served) (*metrics, er
 		}
 	}
 	return m, nil
-}
-
-// inFlight looks at the models that are served when it is asked.
-type inFlight struct {
-	models func() []*served
-	desc   *prometheus.Desc
-}
-
-// Describe implements prometheus.Collector.
-func (c *inFlight) Describe(to chan<- *prometheus.Desc) { to <- c.desc }
-
-// Collect implements prometheus.Collector.
-func (c *inFlight) Collect(to chan<- prometheus.Metric) {
-	for _, m := range c.models() {
-		to <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(m.gate.inFlight()), m.name)
-	}
 }
 
 func (m *metrics) request(x *exchange, status int, failed *Error, took time.Duration) {
@@ -112,6 +95,8 @@ func (m *metrics) token(model string, first bool, since time.Duration) {
 func (m *metrics) answer(model string, r *engine.Result) {
 	m.tokens.WithLabelValues(model, "prompt").Add(float64(r.Usage.PromptTokens))
 	m.tokens.WithLabelValues(model, "image").Add(float64(r.Usage.ImageTokens))
+	m.tokens.WithLabelValues(model, "audio").Add(float64(r.Usage.AudioTokens))
+	m.tokens.WithLabelValues(model, "cached").Add(float64(r.Usage.CachedTokens))
 	m.tokens.WithLabelValues(model, "completion").Add(float64(r.Usage.CompletionTokens))
 	t := r.Timings
 	for _, stage := range []struct {

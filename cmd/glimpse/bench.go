@@ -35,11 +35,14 @@ type BenchOptions struct {
 	Repeat             int
 	JSON               bool
 	HTML               string
+	Memory             string
+	Speculation        int
 }
 
 // AddFlags adds the flags.
 func (o *BenchOptions) AddFlags(f *pflag.FlagSet) {
 	o.NewTokens, o.Parallel, o.Repeat = 64, []int{1, 2, 4, 8, 16}, 3
+	o.Memory = memoryNormal
 	f.Var(&count{&o.Context, 0}, "context", "prompt and answer tokens of one request; 0: what the model allows, at most 4096")
 	f.StringVar(&o.Image, "image", "", "picture `file` (default: a drawn one of 640×480)")
 	f.Var(&count{&o.PromptTokens, 0}, "prompt-tokens", "tokens of the prompt at least, the picture's included; 0: the caption prompt")
@@ -47,6 +50,8 @@ func (o *BenchOptions) AddFlags(f *pflag.FlagSet) {
 	f.Var(&count{&o.NewTokens, 2}, "new-tokens", "tokens a request to measure decoding with")
 	f.Var(&counts{&o.Parallel}, "parallel", "numbers of requests that decode together")
 	f.Var(&count{&o.Repeat, 1}, "repeat", "timed requests a number")
+	f.Var(&choice{&o.Memory, []string{memoryNormal, memoryLow}}, "memory", "low: without the graph that reads prompts faster, where the model has one")
+	f.Var(&speculation{&o.Speculation}, "speculation", "tokens of an answer that are guessed from what came before: auto (where that is faster), off, or how many at once")
 	f.BoolVar(&o.JSON, "json", false, "print JSON")
 	f.StringVar(&o.HTML, "html", "", "draw the plots into this `file`, a page that needs nothing else")
 }
@@ -75,7 +80,8 @@ type benchmark struct {
 	PrefillMS       *spread            `json:"prefill_ms"`
 	PrefillTPS      *spread            `json:"prefill_tps"`
 	TTFTMS          *spread            `json:"ttft_ms"`
-	RequestMS       *spread            `json:"request_ms"` // picture file to new_tokens tokens
+	RequestMS       *spread            `json:"request_ms"`     // picture file to new_tokens tokens
+	SecondTTFTMS    *spread            `json:"second_ttft_ms"` // another question about the same picture, by the caches
 	NewTokens       int                `json:"new_tokens"`
 	LoadMS          *spread            `json:"load_ms"`
 	DecodeTPS       map[string]*spread `json:"decode_tps"`    // by number of parallel requests: tokens a second of all together
@@ -172,7 +178,8 @@ func (s *samples) benchmark(m *manifest.Manifest, newTokens int) *benchmark {
 	b := &benchmark{
 		DecodePictureMS: spreadOf(s.decodePicture), PreprocessMS: spreadOf(s.preprocess), VisionMS: spreadOf(s.vision),
 		ConnectorMS: spreadOf(s.connector), PrefillTokens: spreadOf(s.prefillTokens), PrefillMS: spreadOf(s.prefill),
-		PrefillTPS: spreadOf(s.prefillTPS), TTFTMS: spreadOf(s.ttft), RequestMS: spreadOf(s.request), NewTokens: newTokens,
+		PrefillTPS: spreadOf(s.prefillTPS), TTFTMS: spreadOf(s.ttft), RequestMS: spreadOf(s.request),
+		SecondTTFTMS: spreadOf(s.second), NewTokens: newTokens,
 		LoadMS: spreadOf(s.load), DecodeTPS: map[string]*spread{}, RSSLoadedMB: s.loaded, RSSMB: residentMB("VmHWM"), Precision: m.Precision,
 	}
 	for rows, values := range s.decode {

@@ -25,10 +25,10 @@ import (
 
 // samples are the measurements as they are taken.
 type samples struct {
-	decodePicture, preprocess, vision, connector            []float64
-	prefillTokens, prefill, prefillTPS, ttft, request, load []float64
-	decode                                                  map[int][]float64
-	loaded                                                  float64 // MB
+	decodePicture, preprocess, vision, connector                    []float64
+	prefillTokens, prefill, prefillTPS, ttft, request, second, load []float64
+	decode                                                          map[int][]float64
+	loaded                                                          float64 // MB
 }
 
 // benchRun is one run of bench.
@@ -38,12 +38,23 @@ type benchRun struct {
 	folder  string
 	o       BenchOptions
 	picture []byte
+	scopes  int // that requests have had
 	s       samples
+}
+
+// apart gives a request a part of the caches that no other has used, so that it has to compute everything.
+func (r *benchRun) apart(req engine.Request) engine.Request {
+	r.scopes++
+	req.CacheScope = "bench " + strconv.Itoa(r.scopes)
+	return req
 }
 
 // open loads the model with a slot a request, and notes how long that took.
 func (r *benchRun) open(ctx context.Context, rows int) (*engine.Engine, error) {
-	e, err := r.app.openEngine(ctx, r.rt, r.folder, ModelOptions{Slots: rows, Context: r.o.Context})
+	e, err := r.app.openEngine(ctx, r.rt, r.folder, ModelOptions{
+		Slots: rows, Context: r.o.Context, Memory: r.o.Memory,
+		CacheOptions: CacheOptions{Vision: defaultVisionCache, Prefix: true, Speculation: r.o.Speculation},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +96,7 @@ func (r *benchRun) rows(ctx context.Context, rows int, first bool) (err error) {
 	if stages {
 		warm = req
 	}
+	warm = r.apart(warm)
 	warm.MaxTokens = 2
 	if _, err := e.Generate(ctx, warm); err != nil {
 		return err
@@ -98,7 +110,7 @@ func (r *benchRun) rows(ctx context.Context, rows int, first bool) (err error) {
 		if rows == 1 {
 			continue // the request for the stages decoded alone
 		}
-		tps, err := decodeTogether(ctx, e, together, rows, r.o.NewTokens)
+		tps, err := r.decodeTogether(ctx, e, together, rows)
 		if err != nil {
 			return err
 		}
@@ -111,18 +123,21 @@ func (r *benchRun) rows(ctx context.Context, rows int, first bool) (err error) {
 	return nil
 }
 
-// request asks about the picture, if there is one, with a text that brings the prompt to the wanted length.
-func (r *benchRun) request(ctx context.Context, e *engine.Engine, picture []byte, promptTokens int) (engine.Request, error) {
+// question asks about the picture, if there is one.
+func (r *benchRun) question(e *engine.Engine, picture []byte, text string) engine.Request {
 	m := e.Manifest()
-	ask := func(text string) engine.Request {
-		var pictures []engine.Picture
-		if m.Picture != nil && picture != nil {
-			pictures = []engine.Picture{{Data: picture, Source: firstOf(r.o.Image, "the drawn picture")}}
-		}
-		return batch.Request(m, pictures, batch.CaptionPrompt(m)+text)
+	var pictures []engine.Picture
+	if m.Picture != nil && picture != nil {
+		pictures = []engine.Picture{{Data: picture, Source: firstOf(r.o.Image, "the drawn picture")}}
 	}
+	return batch.Request(m, pictures, batch.CaptionPrompt(m)+text)
+}
+
+// request lengthens the question until the prompt has the wanted length.
+func (r *benchRun) request(ctx context.Context, e *engine.Engine, picture []byte, promptTokens int) (engine.Request, error) {
+	ask := func(words int) engine.Request { return r.question(e, picture, strings.Repeat(" red", words)) }
 	tokens := func(words int) (int, error) {
-		p, err := e.Prepare(ctx, ask(strings.Repeat(" red", words)))
+		p, err := e.Prepare(ctx, ask(words))
 		if err != nil {
 			return 0, err
 		}
@@ -139,7 +154,20 @@ func (r *benchRun) request(ctx context.Context, e *engine.Engine, picture []byte
 		}
 		return err == nil && n >= promptTokens
 	})
-	return ask(strings.Repeat(" red", words)), err
+	return ask(words), err
+}
+
+// firstToken generates and returns how long the first token took.
+func firstToken(ctx context.Context, e *engine.Engine, req engine.Request, newTokens int) (first time.Duration, _ *engine.Result, _ error) {
+	start := time.Now()
+	req.MaxTokens = newTokens
+	req.Token = func(engine.Token) {
+		if first == 0 {
+			first = time.Since(start)
+		}
+	}
+	answer, err := e.Generate(ctx, req)
+	return first, answer, err
 }
 
 // stages times one request that has the machine for itself; with alone its decoding counts as that of one row.
@@ -152,15 +180,9 @@ func (r *benchRun) stages(ctx context.Context, e *engine.Engine, req engine.Requ
 		}
 		s.decodePicture = append(s.decodePicture, ms(time.Since(start)))
 	}
-	var first time.Duration
+	req = r.apart(req)
 	start := time.Now()
-	req.MaxTokens = r.o.NewTokens
-	req.Token = func(engine.Token) {
-		if first == 0 {
-			first = time.Since(start)
-		}
-	}
-	answer, err := e.Generate(ctx, req)
+	first, answer, err := firstToken(ctx, e, req, r.o.NewTokens)
 	if err != nil {
 		return err
 	}
@@ -175,6 +197,15 @@ func (r *benchRun) stages(ctx context.Context, e *engine.Engine, req engine.Requ
 		s.prefillTPS = append(s.prefillTPS, float64(answer.Usage.PromptTokens)/t.Prefill.Seconds())
 	}
 	s.ttft = append(s.ttft, ms(first))
+	if e.Manifest().Picture != nil {
+		other := r.question(e, r.picture, " Which colours are there?")
+		other.CacheScope = req.CacheScope
+		second, _, err := firstToken(ctx, e, other, 2)
+		if err != nil {
+			return err
+		}
+		s.second = append(s.second, ms(second))
+	}
 	if n := len(answer.TokenIDs); n < r.o.NewTokens {
 		fmt.Fprintf(r.app.stderr, "bench: the answer ended after %d of %d tokens; its time is not counted\n", n, r.o.NewTokens)
 		if n < 2 {
@@ -189,19 +220,19 @@ func (r *benchRun) stages(ctx context.Context, e *engine.Engine, req engine.Requ
 	return nil
 }
 
-// decodeTogether runs requests at once until each has made newTokens tokens since all of them decode, and returns the
+// decodeTogether runs requests at once until each has made NewTokens tokens since all of them decode, and returns the
 // tokens a second of all together in that time. The first rows to start wait for nobody: their answers go on, to the end
 // of the context if need be, while the others' prompts are read. 0 when the model ended an answer before that.
-func decodeTogether(ctx context.Context, e *engine.Engine, req engine.Request, rows, newTokens int) (float64, error) {
-	rec := &decodeRecord{times: make([][]time.Time, rows), want: newTokens}
+func (r *benchRun) decodeTogether(ctx context.Context, e *engine.Engine, req engine.Request, rows int) (float64, error) {
+	rec := &decodeRecord{times: make([][]time.Time, rows), want: r.o.NewTokens}
 	running, enough := context.WithCancel(ctx)
 	defer enough()
 	rec.enough = enough
 	req.MaxTokens = math.MaxInt32
 	g := new(errgroup.Group)
 	for row := range rows {
+		mine := r.apart(req)
 		g.Go(func() error {
-			mine := req
 			mine.Token = func(engine.Token) { rec.add(row) }
 			_, err := e.Generate(running, mine)
 			if err != nil && running.Err() != nil && ctx.Err() == nil {

@@ -24,6 +24,7 @@ func (b *benchmark) times() []benchLine {
 	return []benchLine{
 		{"load", b.LoadMS}, {"preprocess", b.PreprocessMS}, {"of that, decode picture", b.DecodePictureMS}, {"vision", b.VisionMS},
 		{"connector", b.ConnectorMS}, {"prefill", b.PrefillMS}, {"first token", b.TTFTMS},
+		{"second question, first token", b.SecondTTFTMS},
 		{fmt.Sprintf("picture to %d tokens", b.NewTokens), b.RequestMS},
 	}
 }

@@ -368,7 +368,7 @@ func TestBench(t *testing.T) {
 	r := must(t, "bench", m, "--parallel", "1,2", "--repeat", "2", "--new-tokens", "8", "--prompt-tokens", "60", "--decode-prompt-tokens", "20", "--html", page, "--json")
 	b := decode[benchmark](t, r.stdout)
 	for name, s := range map[string]*spread{
-		"decode picture": b.DecodePictureMS, "prefill": b.PrefillMS, "request": b.RequestMS,
+		"decode picture": b.DecodePictureMS, "prefill": b.PrefillMS, "request": b.RequestMS, "second question": b.SecondTTFTMS,
 		"preprocess": b.PreprocessMS, "vision": b.VisionMS, "connector": b.ConnectorMS, "prefill_tps": b.PrefillTPS,
 		"ttft": b.TTFTMS, "load": b.LoadMS, "decode 1": b.DecodeTPS["1"], "decode 2": b.DecodeTPS["2"],
 	} {

@@ -112,8 +112,13 @@ type streamed struct {
 
 // stream asks and reads the stream to its end.
 func (s *serving) stream(model, prompt string, tokens int) (streamed, error) {
+	return s.streamContent(model, prompt, tokens)
+}
+
+// streamContent does the same with a text or parts.
+func (s *serving) streamContent(model string, content any, tokens int) (streamed, error) {
 	body, err := json.Marshal(map[string]any{"model": model, "stream": true, "max_tokens": tokens,
-		"messages": []any{map[string]any{"role": "user", "content": prompt}}})
+		"messages": []any{map[string]any{"role": "user", "content": content}}})
 	if err != nil {
 		return streamed{}, err
 	}

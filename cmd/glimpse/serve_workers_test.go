@@ -1,165 +1,16 @@
-// serve with a process for each model, as clients see it: many streams at once, workers that are killed, reloads.
+// serve with a process for each model, as clients see it: draining, memory limits, reloads, a folder that is watched.
 
 package main
 
 import (
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
-
-// soakEnv makes the load of TestServeUnderLoad that of `make soak`: its value is the seconds.
-const soakEnv = "GLIMPSE_SOAK"
-
-// load is a number of clients that stream until they are stopped.
-type load struct {
-	server   *serving
-	model    string
-	expected map[string]string // answers alone, by prompt
-	clients  sync.WaitGroup
-	stop     chan struct{}
-
-	mu       sync.Mutex
-	answered int
-	refused  int // 503 with Retry-After before the stream began
-	broken   int // an error event in the stream
-	wrong    []string
-}
-
-const loadTokens = 12
-
-func newLoad(t *testing.T, s *serving, model string) *load {
-	l := &load{server: s, model: model, expected: map[string]string{}, stop: make(chan struct{})}
-	for i := range 12 {
-		prompt := fmt.Sprintf("picture number %d of %d", i, i*i)
-		a, err := s.stream(model, prompt, loadTokens)
-		if err != nil || !a.done || a.text == "" {
-			t.Fatalf("alone: %+v, %v", a, err)
-		}
-		l.expected[prompt] = a.text
-	}
-	return l
-}
-
-func (l *load) start(clients int) {
-	for client := range clients {
-		l.clients.Go(func() {
-			for round := client; ; round++ {
-				select {
-				case <-l.stop:
-					return
-				default:
-				}
-				i := round % len(l.expected)
-				l.ask(fmt.Sprintf("picture number %d of %d", i, i*i))
-			}
-		})
-	}
-}
-
-// ask asks once and judges what comes: the answer, or a clean error.
-func (l *load) ask(prompt string) {
-	a, err := l.server.stream(l.model, prompt, loadTokens)
-	want := l.expected[prompt]
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case err == nil && a.status == http.StatusOK && a.done && a.code == "" && a.text == want:
-		l.answered++
-	case err == nil && a.status == http.StatusServiceUnavailable && a.code == "model_unavailable" && a.retry != "":
-		l.refused++
-	case err == nil && a.status == http.StatusOK && !a.done && a.code == "model_unavailable" && strings.HasPrefix(want, a.text):
-		l.broken++
-	default:
-		l.wrong = append(l.wrong, fmt.Sprintf("%s: %+v, %v; want %q", prompt, a, err, want))
-	}
-}
-
-func (l *load) counts() (answered, refused, broken int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.answered, l.refused, l.broken
-}
-
-// Many streaming clients at once, and the worker killed under them. `make soak` runs the same for a minute with 200 clients.
-func TestServeUnderLoad(t *testing.T) {
-	clients, phase := 24, time.Second
-	soak := os.Getenv(soakEnv)
-	if soak != "" {
-		seconds, err := strconv.Atoi(soak)
-		if err != nil || seconds < 10 {
-			t.Fatalf("%s=%s: it must be a number of seconds, at least 10", soakEnv, soak)
-		}
-		clients, phase = 200, time.Duration(seconds)*time.Second/4
-	}
-	folder := model(t)
-	name := filepath.Base(folder)
-	s := startServing(t, "--in-flight", "1024", "--slots", "8", folder)
-	l := newLoad(t, s, name)
-	s.client.CloseIdleConnections()
-	goroutines := s.metric(t, "go_goroutines")
-	l.start(clients)
-
-	time.Sleep(phase) // warm up
-	memory := func() int64 { return resident(t, s.cmd.Process.Pid) + resident(t, s.workers(t)[name]) }
-	warm := memory()
-	for range 2 {
-		time.Sleep(phase)
-	}
-	flat := memory()
-	if _, refused, broken := l.counts(); refused+broken > 0 {
-		t.Errorf("%d requests refused and %d broken before anything was killed", refused, broken)
-	}
-	if soak != "" && flat > warm+warm/5 {
-		t.Errorf("memory grew from %d to %d MiB", warm>>20, flat>>20)
-	}
-
-	pid := s.workers(t)[name]
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	killed := time.Now()
-	if a, err := s.stream(name, "picture number 0 of 0", loadTokens); err != nil || a.status != http.StatusOK && a.retry == "" {
-		t.Errorf("the request after the kill: %+v, %v", a, err)
-	}
-	for {
-		if a, err := s.stream(name, "picture number 0 of 0", loadTokens); err == nil && a.done {
-			break
-		}
-		if time.Since(killed) > 5*time.Second {
-			t.Fatal("no answer 5 s after the kill")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	back := time.Since(killed)
-	time.Sleep(phase)
-	close(l.stop)
-	l.clients.Wait()
-	for i, wrong := range l.wrong {
-		if i < 10 {
-			t.Error(wrong)
-		}
-	}
-	answered, refused, broken := l.counts()
-	if answered < clients || refused+broken == 0 {
-		t.Errorf("%d answered, %d refused, %d broken: the kill hit nothing", answered, refused, broken)
-	}
-	s.client.CloseIdleConnections()
-	for deadline := time.Now().Add(20 * time.Second); s.metric(t, "go_goroutines") > goroutines+5; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%v goroutines before, %v after", goroutines, s.metric(t, "go_goroutines"))
-		}
-	}
-	t.Logf("%d clients: %d answered as alone, %d refused and %d ended by an error event after the kill; back after %s; %d MiB warm, %d MiB later",
-		clients, answered, refused, broken, back, warm>>20, flat>>20)
-}
 
 // A stream that has begun when serve is told to stop comes to its end: workers outlive the signal as long as they are needed.
 func TestServeDrainsWorkers(t *testing.T) {

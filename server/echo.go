@@ -50,7 +50,11 @@ func (s *Server) routes() http.Handler {
 		}
 	})
 	for _, rt := range s.table() {
-		e.Add(rt.method, echoPath(rt.path), func(c echo.Context) error {
+		methods := []string{rt.method}
+		if rt.method == http.MethodGet {
+			methods = append(methods, http.MethodHead) // net/http leaves the body out; probes ask so
+		}
+		e.Match(methods, echoPath(rt.path), func(c echo.Context) error {
 			r := c.Request()
 			if names := c.ParamNames(); len(names) == 1 {
 				id := c.Param(names[0])

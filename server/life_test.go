@@ -353,6 +353,21 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// Probes may ask for the head alone.
+func TestHead(t *testing.T) {
+	base, _ := start(t, Options{Models: []Model{newFake("tiny")}})
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 200, "/": 200, "/v1/models": 200, "/v1/models/tiny": 200, "/v1/models/none": 404, "/v1/score": 405} {
+		resp, err := http.Head(base + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if _ = resp.Body.Close(); resp.StatusCode != want || len(body) > 0 || err != nil {
+			t.Errorf("%s: %d, %q, %v", path, resp.StatusCode, body, err)
+		}
+	}
+}
+
 func TestKeyFilesRefused(t *testing.T) {
 	hash := strings.Repeat("ab", 32)
 	for content, says := range map[string]string{

@@ -15,9 +15,9 @@ import (
 //go:embed playground.html
 var playgroundPage string
 
-// playgroundPolicy allows the page's own script and style, pictures that the user brings, and calls to this server.
+// playgroundPolicy allows the page's own script and style, pictures and clips that the user brings, and calls to this server.
 var playgroundPolicy = fmt.Sprintf(
-	"default-src 'none'; script-src '%s'; style-src '%s'; img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+	"default-src 'none'; script-src '%s'; style-src '%s'; img-src data: blob:; media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 	inlineHash(playgroundPage, "script"), inlineHash(playgroundPage, "style"))
 
 // inlineHash is the CSP source of the page's one inline element of this tag.

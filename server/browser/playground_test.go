@@ -8,6 +8,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,28 +29,33 @@ import (
 )
 
 const (
-	checkpoint = "../../testdata/models/scenes-llava"
-	picture    = "../../testdata/pictures/scene-01.png"
+	scenes  = "../../testdata/models/scenes-llava"
+	picture = "../../testdata/pictures/scene-01.png"
 )
 
-// serve starts a server with the demo model and returns its address.
-func serve(t *testing.T) string {
+// serve starts a server with models, each under the name of its checkpoint's folder, and returns its address.
+func serve(t *testing.T, checkpoints ...string) string {
 	t.Helper()
 	rt, err := graphs.Open(graphs.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rt.Close() })
-	folder := filepath.Join(t.TempDir(), "scenes")
-	if _, err := convert.Convert(t.Context(), convert.Options{Checkpoint: checkpoint, Out: folder}); err != nil {
-		t.Fatal(err)
+	var models []server.Model
+	for _, checkpoint := range checkpoints {
+		name := filepath.Base(strings.TrimSuffix(checkpoint, "/checkpoint"))
+		folder := filepath.Join(t.TempDir(), name)
+		if _, err := convert.Convert(t.Context(), convert.Options{Checkpoint: checkpoint, Out: folder}); err != nil {
+			t.Fatal(err)
+		}
+		e, err := engine.Open(t.Context(), folder, engine.Options{Runtime: rt})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { e.Close() })
+		models = append(models, e)
 	}
-	e, err := engine.Open(t.Context(), folder, engine.Options{Runtime: rt})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	s, err := server.New(server.Options{Models: []server.Model{e}})
+	s, err := server.New(server.Options{Models: models})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +166,7 @@ func screenshot(t *testing.T, tab context.Context, name string) {
 }
 
 func TestPlaygroundAnswersAboutAPicture(t *testing.T) {
-	address := serve(t)
+	address := serve(t, scenes)
 	tab, said := open(t)
 	file, err := filepath.Abs(picture)
 	if err != nil {
@@ -182,13 +188,21 @@ func TestPlaygroundAnswersAboutAPicture(t *testing.T) {
 	if err := chromedp.Do(tab, chromedp.SendKeys("#prompt", "Describe the image.")); err != nil {
 		t.Fatal(err)
 	}
-	value(t, tab, chromedp.Evaluate[bool](`document.getElementById('prompt').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true}))`))
+	value(t, tab, chromedp.Evaluate[bool](`document.getElementById('prompt').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true, bubbles: true}))`))
 	until(t, tab, `document.getElementById('facts').textContent.includes('tokens') || document.getElementById('answer').classList.contains('error')`)
 	if answer := content(t, tab, "answer"); !strings.HasPrefix(answer, "a ") || !strings.Contains(answer, "background") {
 		t.Errorf("answer %q", answer)
 	}
-	if curl := content(t, tab, "curl"); !strings.Contains(curl, address+"/v1/chat/completions") || strings.Contains(curl, "iVBOR") {
+	if curl := content(t, tab, "curl"); !strings.Contains(curl, address+"/v1/chat/completions") || strings.Contains(curl, "iVBOR") || !strings.Contains(curl, "$(base64 -w0 'scene-01.png')") {
 		t.Errorf("curl %q", curl)
+	}
+	// The command that is shown does what it says: it streams the same answer.
+	if _, err := exec.LookPath("curl"); err == nil {
+		cmd := exec.Command("bash", "-c", content(t, tab, "curl"))
+		cmd.Dir = filepath.Dir(file)
+		if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), "data: [DONE]") || !strings.Contains(string(out), `"usage"`) {
+			t.Errorf("curl: %v, %.500s", err, out)
+		}
 	}
 	screenshot(t, tab, "playground")
 	if err := chromedp.Do(tab, chromedp.EmulateViewport(390, 844)); err != nil {
@@ -213,7 +227,7 @@ func TestPlaygroundAnswersAboutAPicture(t *testing.T) {
 
 // TestPlaygroundShowsErrors: what the server refuses is said on the page.
 func TestPlaygroundShowsErrors(t *testing.T) {
-	address := serve(t)
+	address := serve(t, scenes)
 	tab, _ := open(t)
 	if err := chromedp.Do(tab, chromedp.Navigate(address+"/")); err != nil {
 		t.Fatal(err)
@@ -225,5 +239,99 @@ func TestPlaygroundShowsErrors(t *testing.T) {
 	until(t, tab, `document.getElementById('answer').classList.contains('error')`)
 	if answer := content(t, tab, "answer"); !strings.Contains(answer, "temperature") {
 		t.Errorf("answer %q", answer)
+	}
+}
+
+// choose gives the page a file and picks a model.
+func choose(t *testing.T, tab context.Context, model, path string) {
+	t.Helper()
+	file, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, tab, `document.querySelector('#model option') !== null`)
+	value(t, tab, chromedp.Evaluate[bool](`{const m = document.getElementById('model'); m.value = '`+model+`'; m.dispatchEvent(new Event('change')); m.value === '`+model+`'}`))
+	if err := chromedp.Do(tab, chromedp.SetUploadFiles("#file", []string{file})); err != nil {
+		t.Fatal(err)
+	}
+	until(t, tab, `file !== null && file.name === '`+filepath.Base(path)+`'`)
+}
+
+// asked fills a field in and asks by keyboard, and waits for the end.
+func asked(t *testing.T, tab context.Context, field, text string) {
+	t.Helper()
+	if err := chromedp.Do(tab, chromedp.SetValue("#"+field, text), chromedp.Focus("#"+field)); err != nil {
+		t.Fatal(err)
+	}
+	value(t, tab, chromedp.Evaluate[bool](`document.getElementById('`+field+`').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true, bubbles: true}))`))
+	until(t, tab, `document.getElementById('facts').textContent.includes('ms') || document.getElementById('answer').classList.contains('error')`)
+}
+
+// Boxes are drawn where the answer points.
+func TestPlaygroundDrawsBoxes(t *testing.T) {
+	address := serve(t, "../../testdata/models/scenes-qwenvl")
+	tab, said := open(t)
+	if err := chromedp.Do(tab, chromedp.EmulateViewport(1200, 900), chromedp.Navigate(address+"/")); err != nil {
+		t.Fatal(err)
+	}
+	choose(t, tab, "scenes-qwenvl", "../../testdata/pictures-qwenvl/boxed-03.png")
+	asked(t, tab, "prompt", "Where are the shapes?")
+	if drawn := value(t, tab, chromedp.Evaluate[int](`{const c = document.getElementById('boxes'); c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 0).length}`)); drawn < 100 {
+		t.Errorf("%d points are drawn; the answer is %q", drawn, content(t, tab, "answer"))
+	}
+	screenshot(t, tab, "playground-boxes")
+	if list := said.all(); len(list) > 0 {
+		t.Errorf("the browser complains: %v", list)
+	}
+}
+
+// Score models compare: a bar for each text, the best first.
+func TestPlaygroundCompares(t *testing.T) {
+	address := serve(t, "../../testdata/models/scenes-blip2-itm")
+	tab, said := open(t)
+	if err := chromedp.Do(tab, chromedp.EmulateViewport(1200, 900), chromedp.Navigate(address+"/")); err != nil {
+		t.Fatal(err)
+	}
+	choose(t, tab, "scenes-blip2-itm", "../../testdata/pictures/scene-01.png")
+	asked(t, tab, "texts", "a large orange circle left of a large cyan cross on a black background\na large green triangle left of a small blue circle on a black background\na small yellow cross on a grey background")
+	if bars := value(t, tab, chromedp.Evaluate[int](`document.querySelectorAll('.bar meter').length`)); bars != 6 {
+		t.Errorf("%d bars, want three texts by two scores; the answer is %q", bars, content(t, tab, "answer"))
+	}
+	if sorted := value(t, tab, chromedp.Evaluate[bool](`{const v = [...document.querySelectorAll('.bar meter')].map(m => m.value); v[0] >= v[1] && v[1] >= v[2]}`)); !sorted {
+		t.Error("the best text is not first")
+	}
+	screenshot(t, tab, "playground-scores")
+	if list := said.all(); len(list) > 0 {
+		t.Errorf("the browser complains: %v", list)
+	}
+}
+
+// A clip goes to a model that takes clips; others say that they do not.
+func TestPlaygroundTakesClips(t *testing.T) {
+	address := serve(t, "../../testdata/goldens/qwen2vl-tiny/checkpoint", scenes)
+	tab, said := open(t)
+	if err := chromedp.Do(tab, chromedp.EmulateViewport(390, 844), chromedp.Navigate(address+"/")); err != nil {
+		t.Fatal(err)
+	}
+	choose(t, tab, "qwen2vl-tiny", "../../testdata/goldens/media/video_pan8.gif")
+	if curl := content(t, tab, "curl"); !strings.Contains(curl, `"video_url"`) {
+		t.Errorf("curl %q", curl)
+	}
+	asked(t, tab, "prompt", "What happens?")
+	if facts := content(t, tab, "facts"); !strings.Contains(facts, "tokens") {
+		t.Errorf("facts %q, answer %q", facts, content(t, tab, "answer"))
+	}
+	choose(t, tab, "qwen2vl-tiny", "../../testdata/goldens/media/shapes_64x48_30f.mp4")
+	if value(t, tab, chromedp.Evaluate[bool](`document.getElementById('clip').hidden || !document.getElementById('frame').hidden`)) {
+		t.Error("the clip is not shown")
+	}
+	screenshot(t, tab, "playground-clip-phone")
+	choose(t, tab, "scenes-llava", "../../testdata/goldens/media/shapes_64x48_30f.mp4")
+	asked(t, tab, "prompt", "What happens?")
+	if answer := content(t, tab, "answer"); !strings.Contains(answer, "takes no clips") {
+		t.Errorf("answer %q", answer)
+	}
+	if list := said.all(); len(list) > 0 {
+		t.Errorf("the browser complains: %v", list)
 	}
 }

@@ -66,3 +66,39 @@ func BenchmarkSecondQuestion(b *testing.B) {
 	b.ReportMetric(median(ratio), "times")
 	b.ReportMetric(0, "ns/op")
 }
+
+// BenchmarkSpeculation times answers with and without guesses, one after the other: of a greedy decoder with random weights,
+// which soon repeats itself, and of one that draws at random, where there is nothing to guess and time to lose.
+func BenchmarkSpeculation(b *testing.B) {
+	folder := benchModel(b)
+	off := openFolder(b, folder, engine.Options{Threads: 2, Slots: 2, Capacity: 512})
+	auto := openFolder(b, folder, engine.Options{Threads: 2, Slots: 2, Capacity: 512, Speculation: engine.SpeculationAuto})
+	n := uint64(7)
+	for _, c := range []struct {
+		name     string
+		sampling engine.Sampling
+	}{{"repeats", engine.Sampling{}}, {"random", engine.Sampling{Temperature: 1, Seed: &n}}} {
+		b.Run(c.name, func(b *testing.B) {
+			req := ask("Tell me a long story about a cat on a mat, and about a mat under a cat, and about a cat on a mat.")
+			req.MaxTokens, req.Sampling = 48, c.sampling
+			req.LogitBias = map[int32]float64{2: -100} // no end of sequence
+			var ratios, speeds []float64
+			for i := range 3 {
+				x, y := generate(b, off, b.Context(), req), generate(b, auto, b.Context(), req)
+				if i == 0 {
+					continue // nothing is measured yet, and ONNX Runtime allocates
+				}
+				ratios, speeds = append(ratios, y.Timings.TokensPerSecond/x.Timings.TokensPerSecond), append(speeds, x.Timings.TokensPerSecond)
+				same := 0
+				for same < min(len(x.TokenIDs), len(y.TokenIDs)) && x.TokenIDs[same] == y.TokenIDs[same] {
+					same++
+				}
+				b.Logf("%.1f tokens/s without, %.1f with %d of %d guesses right; the same for %d tokens", x.Timings.TokensPerSecond, y.Timings.TokensPerSecond, y.Timings.Accepted, y.Timings.Drafted, same)
+			}
+			b.ReportMetric(median(ratios), "times")
+			b.ReportMetric(median(speeds), "tokens/s")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+	b.Logf("%s", engine.StepCosts(auto))
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"testing"
 )
 
@@ -75,3 +76,14 @@ func (silent) Flush() string     { return "" }
 
 // StageRuns counts the runs of the picture graphs since the engine was opened.
 func StageRuns(e *Engine) int64 { return e.stages.runs.Load() }
+
+// StepCosts are the milliseconds that steps of so many tokens were found to take.
+func StepCosts(e *Engine) string {
+	var out string
+	for n, c := range e.scheduler.lookup.cost {
+		if c.read > 0 {
+			out += fmt.Sprintf("%d: %.1f ms  ", n, 1e3*c.seconds)
+		}
+	}
+	return out
+}

@@ -90,7 +90,8 @@ func realEngine(t *testing.T, set, name string) *engine.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := engine.Open(t.Context(), folder, engine.Options{Runtime: rt, Threads: 1})
+	e, err := engine.Open(t.Context(), folder, engine.Options{Runtime: rt, Threads: 1,
+		VisionCache: 64 << 20, PrefixCache: true, Speculation: engine.SpeculationAuto}) // as serve does: answers are upstream's all the same
 	if err != nil {
 		t.Fatal(errors.Join(err, rt.Close()))
 	}
@@ -127,6 +128,16 @@ func TestRealModel(t *testing.T) {
 		t.Errorf("%d cases", len(set.Cases))
 	}
 	realErrors(t, c)
+
+	var again *openai.ChatCompletion
+	for range 2 {
+		if again, err = c.Chat.Completions.New(t.Context(), realParams(set.Cases[0].messages(t), 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u := again.Usage; u.PromptTokensDetails.CachedTokens < 16 || u.PromptTokensDetails.CachedTokens >= u.PromptTokens {
+		t.Errorf("%d of the %d tokens of a prompt that was there before came from the cache", u.PromptTokensDetails.CachedTokens, u.PromptTokens)
+	}
 }
 
 func realParams(messages json.RawMessage, tokens int) openai.ChatCompletionNewParams {

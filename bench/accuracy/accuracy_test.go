@@ -101,13 +101,14 @@ func shares(ctx context.Context, e *engine.Engine, prompt string, scenes []scene
 	return 100 * float64(exact.Load()) / n, 100 * float64(right.Load()) / n, nil
 }
 
-func open(tb testing.TB, rt *graphs.Runtime, precision string) *engine.Engine {
+func open(tb testing.TB, rt *graphs.Runtime, precision string, opts engine.Options) *engine.Engine {
 	tb.Helper()
 	folder := filepath.Join(tb.TempDir(), "model")
 	if _, err := convert.Convert(context.Background(), convert.Options{Checkpoint: model, Out: folder, Precision: precision}); err != nil {
 		tb.Fatal(err)
 	}
-	e, err := engine.Open(context.Background(), folder, engine.Options{Runtime: rt, Slots: 8, Capacity: 256})
+	opts.Runtime, opts.Slots, opts.Capacity = rt, 8, 256
+	e, err := engine.Open(context.Background(), folder, opts)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -123,7 +124,7 @@ func BenchmarkSceneAccuracy(b *testing.B) {
 	prompt, scenes := readScenes(b, filepath.Join(model, "eval.zip"))
 	for _, precision := range []string{"fp32", "fp16", "int8", "int4"} {
 		b.Run(precision, func(b *testing.B) {
-			e := open(b, rt, precision)
+			e := open(b, rt, precision, engine.Options{})
 			defer e.Close()
 			for b.Loop() {
 				captions, answers, err := shares(b.Context(), e, prompt, scenes)

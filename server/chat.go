@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"time"
@@ -109,50 +110,25 @@ type topLogprob struct {
 }
 
 func (s *Server) chatCompletions(w http.ResponseWriter, r *http.Request) error {
-	raw, release, err := s.readJSON(w, r)
-	if err != nil {
-		return err
-	}
-	defer release()
 	var q chatRequest
-	if err := chatSchema.Decode(raw, &q); err != nil {
-		return err
-	}
-	x := exchangeOf(r)
-	if x.user = q.SafetyIdentifier; x.user == "" {
-		x.user = q.User
-	}
-	m, err := s.model(r, q.Model, false)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := s.answerContext(r)
-	defer cancel()
-	// Places are taken before pictures are fetched and decoded: that work counts too.
-	choices := 1
-	if q.N != nil {
-		choices = int(min(*q.N, int64(s.limits.Choices)))
-	}
-	leave, err := s.enter(r, m, choices, q.answerTokens())
-	if err != nil {
-		return err
-	}
-	defer leave()
-	c, err := s.chatOf(ctx, m, &q)
-	if err != nil {
-		return err
-	}
-	x.pictures = pictures(c.request)
-	g := s.generate(ctx, m, c.request, c.choices)
-	if c.stream {
-		return s.stream(w, r, c, g)
-	}
-	<-g.done
-	if g.err != nil {
-		return g.err
-	}
-	writeJSON(w, http.StatusOK, completionOf(x, c, g.queue.take()))
-	return nil
+	return s.converse(w, r, chatSchema, &q, func(ctx context.Context, m *served) error {
+		c, err := s.chatOf(ctx, m, &q)
+		if err != nil {
+			return err
+		}
+		x := exchangeOf(r)
+		x.pictures = pictures(c.request)
+		g := s.generate(ctx, m, c.request, c.choices)
+		if c.stream {
+			return s.stream(w, r, c, g)
+		}
+		<-g.done
+		if g.err != nil {
+			return g.err
+		}
+		writeJSON(w, http.StatusOK, completionOf(x, c, g.queue.take()))
+		return nil
+	})
 }
 
 // completionOf puts finished choices together.

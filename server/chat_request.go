@@ -13,17 +13,15 @@ import (
 )
 
 type chatRequest struct {
-	Model    string        `json:"model" required:"true" maxlen:"512" doc:"Name of a served model."`
+	conversationRequest
+
 	Messages []chatMessage `json:"messages" required:"true" items:"1..1024" doc:"The conversation so far."`
 
-	Stream        bool           `json:"stream" doc:"Send the answer as server-sent events while it is made."`
 	StreamOptions *streamOptions `json:"stream_options" doc:"Only with stream."`
 
 	MaxTokens           *int64             `json:"max_tokens" range:"1..1048576" doc:"Most tokens of the answer; older name of max_completion_tokens. Without either, the model's own default."`
 	MaxCompletionTokens *int64             `json:"max_completion_tokens" range:"1..1048576" doc:"Most tokens of the answer."`
 	N                   *int64             `json:"n" range:"1..128" doc:"Number of answers; the server may allow fewer than the bound here."`
-	Temperature         *float64           `json:"temperature" range:"0..2" doc:"0, the default, is greedy decoding."`
-	TopP                *float64           `json:"top_p" range:"0..1" doc:"Nucleus sampling: keep the smallest set of tokens that reaches this probability. Default 1; 0 leaves the most probable token."`
 	TopK                *int64             `json:"top_k" range:"-1..1048576" doc:"Keep this many most probable tokens. Default 0, off; so is -1."`
 	MinP                *float64           `json:"min_p" range:"0..1" doc:"Drop tokens less probable than this share of the most probable one. Default 0, off."`
 	RepetitionPenalty   *float64           `json:"repetition_penalty" range:"0.01..100" doc:"Divides the positive logits of tokens that were there before, multiplies negative ones. Default 1, off."`
@@ -38,12 +36,9 @@ type chatRequest struct {
 	Logprobs    bool                   `json:"logprobs" doc:"Return the log-probability of each token of the answer."`
 	TopLogprobs *int64                 `json:"top_logprobs" range:"0..20" doc:"And of this many most probable tokens at its place; needs logprobs."`
 
-	ResponseFormat    *responseFormat          `json:"response_format" doc:"The form of the answer; without it plain text."`
-	Tools             []tool                   `json:"tools" items:"0..128" doc:"Functions that the model may ask for."`
-	ToolChoice        *spec.TextOr[toolChoice] `json:"tool_choice" enum:"none|auto|required" doc:"Whether it may, must not or must; or the function that it must. Default auto."`
-	ParallelToolCalls *bool                    `json:"parallel_tool_calls" doc:"false: one call at most."`
-	User              string                   `json:"user" maxlen:"256" doc:"Your name for the end user; it goes into the server's log."`
-	SafetyIdentifier  string                   `json:"safety_identifier" maxlen:"256" doc:"Newer name of user."`
+	ResponseFormat *responseFormat          `json:"response_format" doc:"The form of the answer; without it plain text."`
+	Tools          []tool                   `json:"tools" items:"0..128" doc:"Functions that the model may ask for."`
+	ToolChoice     *spec.TextOr[toolChoice] `json:"tool_choice" enum:"none|auto|required" doc:"Whether it may, must not or must; or the function that it must. Default auto."`
 
 	Functions        spec.Refused `json:"functions" accept:"null|[]"`
 	FunctionCall     spec.Refused `json:"function_call" accept:"null|\"none\"|\"auto\""`
@@ -53,14 +48,6 @@ type chatRequest struct {
 	ReasoningEffort  spec.Refused `json:"reasoning_effort" accept:"null|\"none\""`
 	Verbosity        spec.Refused `json:"verbosity" accept:"null"`
 	WebSearchOptions spec.Refused `json:"web_search_options" accept:"null"`
-	ServiceTier      spec.Refused `json:"service_tier" accept:"null|\"auto\"|\"default\""`
-	Store            spec.Refused `json:"store" accept:"null|false"`
-	Metadata         spec.Refused `json:"metadata" accept:"null|{}"`
-	Moderation       spec.Refused `json:"moderation" accept:"null"`
-
-	PromptCacheKey       spec.Refused `json:"prompt_cache_key" accept:"null"`
-	PromptCacheRetention spec.Refused `json:"prompt_cache_retention" accept:"null"`
-	PromptCacheOptions   spec.Refused `json:"prompt_cache_options" accept:"null"`
 }
 
 // processorOptions bound the area that a picture is resized to, and so its tokens.
@@ -179,9 +166,8 @@ func (s *Server) chatOf(ctx context.Context, m *served, q *chatRequest) (*chat, 
 	return c, nil
 }
 
-// answerTokens is how many tokens an answer may have, as far as the request says; 0 where it does not.
-func (q *chatRequest) answerTokens() int {
-	return int(max(valueOf(q.MaxTokens), valueOf(q.MaxCompletionTokens)))
+func (q *chatRequest) size() (choices, tokens int) {
+	return int(max(1, valueOf(q.N))), int(max(valueOf(q.MaxTokens), valueOf(q.MaxCompletionTokens)))
 }
 
 // valueOf is what a field says, or the zero of its type.

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -90,50 +91,30 @@ type outputDetails struct {
 }
 
 func (s *Server) responses(w http.ResponseWriter, r *http.Request) error {
-	raw, release, err := s.readJSON(w, r)
-	if err != nil {
-		return err
-	}
-	defer release()
 	var q responsesRequest
-	if err := responsesSchema.Decode(raw, &q); err != nil {
-		return err
-	}
-	x := exchangeOf(r)
-	if x.user = q.SafetyIdentifier; x.user == "" {
-		x.user = q.User
-	}
-	m, err := s.model(r, q.Model, false)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := s.answerContext(r)
-	defer cancel()
-	leave, err := s.enter(r, m, 1, int(valueOf(q.MaxOutputTokens)))
-	if err != nil {
-		return err
-	}
-	defer leave()
-	request, reader, err := s.responsesOf(ctx, &q)
-	if err != nil {
-		return asResponses(err)
-	}
-	x.pictures = pictures(request)
-	b := newResponseBuilder(&q, m.name, request.Sampling, reader)
-	g := s.generate(ctx, m, request, 1)
-	if q.Stream {
-		return s.streamResponse(w, r, b, g)
-	}
-	<-g.done
-	if g.err != nil {
-		return asResponses(g.err)
-	}
-	for _, t := range g.queue.take() {
-		b.take(t)
-	}
-	x.prompt, x.completion = b.object.Usage.InputTokens, b.object.Usage.OutputTokens
-	writeJSON(w, http.StatusOK, b.object)
-	return nil
+	return s.converse(w, r, responsesSchema, &q, func(ctx context.Context, m *served) error {
+		request, reader, err := s.responsesOf(ctx, &q)
+		if err != nil {
+			return asResponses(err)
+		}
+		x := exchangeOf(r)
+		x.pictures = pictures(request)
+		b := newResponseBuilder(&q, m.name, request.Sampling, reader)
+		g := s.generate(ctx, m, request, 1)
+		if q.Stream {
+			return s.streamResponse(w, r, b, g)
+		}
+		<-g.done
+		if g.err != nil {
+			return asResponses(g.err)
+		}
+		for _, t := range g.queue.take() {
+			b.take(t)
+		}
+		x.prompt, x.completion = b.object.Usage.InputTokens, b.object.Usage.OutputTokens
+		writeJSON(w, http.StatusOK, b.object)
+		return nil
+	})
 }
 
 // responseBuilder puts a response together and tells each step as an event.

@@ -14,24 +14,18 @@ import (
 )
 
 type responsesRequest struct {
-	Model        string                    `json:"model" required:"true" maxlen:"512" doc:"Name of a served model."`
+	conversationRequest
+
 	Input        *spec.TextOr[[]inputItem] `json:"input" required:"true" items:"1..1024" doc:"A user's text, or the conversation so far."`
 	Instructions string                    `json:"instructions" doc:"A system text before the conversation."`
 
-	Stream          bool                   `json:"stream" doc:"Send the answer as server-sent events while it is made."`
 	StreamOptions   *responseStreamOptions `json:"stream_options" doc:"Only with stream."`
 	MaxOutputTokens *int64                 `json:"max_output_tokens" range:"1..1048576" doc:"Most tokens of the answer. Without it, the model's own default."`
-	Temperature     *float64               `json:"temperature" range:"0..2" doc:"0, the default, is greedy decoding."`
-	TopP            *float64               `json:"top_p" range:"0..1" doc:"Nucleus sampling. Default 1; 0 leaves the most probable token."`
 
-	Text              *textOptions               `json:"text" doc:"The form of the answer; without it plain text."`
-	Tools             []responseTool             `json:"tools" items:"0..128" doc:"Functions that the model may ask for."`
-	ToolChoice        *spec.TextOr[responseCall] `json:"tool_choice" enum:"none|auto|required" doc:"Whether it may, must not or must; or the function that it must. Default auto."`
-	ParallelToolCalls *bool                      `json:"parallel_tool_calls" doc:"false: one call at most."`
-	User              string                     `json:"user" maxlen:"256" doc:"Your name for the end user; it goes into the server's log."`
-	SafetyIdentifier  string                     `json:"safety_identifier" maxlen:"256" doc:"Newer name of user."`
+	Text       *textOptions               `json:"text" doc:"The form of the answer; without it plain text."`
+	Tools      []responseTool             `json:"tools" items:"0..128" doc:"Functions that the model may ask for."`
+	ToolChoice *spec.TextOr[responseCall] `json:"tool_choice" enum:"none|auto|required" doc:"Whether it may, must not or must; or the function that it must. Default auto."`
 
-	Store              spec.Refused `json:"store" accept:"null|false"`
 	PreviousResponseID spec.Refused `json:"previous_response_id" accept:"null"`
 	Conversation       spec.Refused `json:"conversation" accept:"null"`
 	Background         spec.Refused `json:"background" accept:"null|false"`
@@ -42,13 +36,6 @@ type responsesRequest struct {
 	Truncation         spec.Refused `json:"truncation" accept:"null|\"disabled\""`
 	Prompt             spec.Refused `json:"prompt" accept:"null"`
 	ContextManagement  spec.Refused `json:"context_management" accept:"null|[]"`
-	Metadata           spec.Refused `json:"metadata" accept:"null|{}"`
-	Moderation         spec.Refused `json:"moderation" accept:"null"`
-	ServiceTier        spec.Refused `json:"service_tier" accept:"null|\"auto\"|\"default\""`
-
-	PromptCacheKey       spec.Refused `json:"prompt_cache_key" accept:"null"`
-	PromptCacheRetention spec.Refused `json:"prompt_cache_retention" accept:"null"`
-	PromptCacheOptions   spec.Refused `json:"prompt_cache_options" accept:"null"`
 }
 
 type responseStreamOptions struct {
@@ -106,10 +93,12 @@ type inputPart struct {
 	Logprobs    spec.Refused `json:"logprobs" accept:"null|[]"`
 }
 
+func (q *responsesRequest) size() (choices, tokens int) { return 1, int(valueOf(q.MaxOutputTokens)) }
+
 // request checks what the types cannot say, gets the pictures and returns the engine's request.
 func (s *Server) responsesOf(ctx context.Context, q *responsesRequest) (engine.Request, answerReader, error) {
 	var r engine.Request
-	sampling := chatRequest{Temperature: q.Temperature, TopP: q.TopP}
+	sampling := chatRequest{conversationRequest: q.conversationRequest}
 	r.Sampling = sampling.sampling()
 	if q.MaxOutputTokens != nil {
 		r.MaxTokens = int(*q.MaxOutputTokens)

@@ -201,7 +201,7 @@ func (d *decoder) object(n *node, v reflect.Value, path string) error {
 			return errStop
 		}
 		seen[i] = true
-		if err := d.value(n.fields[i].node, n.fields[i], v.Field(n.fields[i].index), at); err != nil {
+		if err := d.value(n.fields[i].node, n.fields[i], v.FieldByIndex(n.fields[i].index), at); err != nil {
 			return err
 		}
 	}

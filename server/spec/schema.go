@@ -12,7 +12,7 @@
 //	accept:"null|0|[]"   of a Refused field: the JSON values that ask for nothing and so pass
 //	doc:"…"              one sentence for the OpenAPI document
 //
-// Field types: string, bool, int64, float64, structs, slices, map[string]float64, TextOr, JSON, Refused, and pointers to these. JSON null leaves a
+// Fields of embedded structs are fields of the object. Field types: string, bool, int64, float64, structs, slices, map[string]float64, TextOr, JSON, Refused, and pointers to these. JSON null leaves a
 // field as it was, which is why fields whose zero value means something are pointers.
 package spec
 
@@ -80,7 +80,7 @@ type node struct {
 type field struct {
 	name     string
 	doc      string
-	index    int
+	index    []int // of the Go field, through embedded structs
 	required bool
 	node     *node
 
@@ -137,21 +137,22 @@ func describe(t reflect.Type) *node {
 		return &node{kind: kindArray, elem: describe(t.Elem())}
 	case reflect.Struct:
 		n := &node{kind: kindObject}
-		for i := range t.NumField() {
-			n.fields = append(n.fields, describeField(t, i))
+		for _, sf := range reflect.VisibleFields(t) {
+			if !sf.Anonymous { // the fields of an embedded struct are the object's own
+				n.fields = append(n.fields, describeField(t, sf))
+			}
 		}
 		return n
 	}
 	panic("spec: no JSON form for " + t.String())
 }
 
-func describeField(t reflect.Type, index int) field {
-	sf := t.Field(index)
+func describeField(t reflect.Type, sf reflect.StructField) field {
 	name := sf.Tag.Get("json")
 	if name == "" || strings.Contains(name, ",") {
 		panic(fmt.Sprintf("spec: %s.%s needs a json tag with a name and nothing else", t, sf.Name))
 	}
-	f := field{name: name, doc: sf.Tag.Get("doc"), index: index, required: sf.Tag.Get("required") == "true", node: describe(sf.Type)}
+	f := field{name: name, doc: sf.Tag.Get("doc"), index: sf.Index, required: sf.Tag.Get("required") == "true", node: describe(sf.Type)}
 	if tag := sf.Tag.Get("range"); tag != "" {
 		f.bounded = true
 		f.low, f.high = parseBounds(tag)

@@ -154,3 +154,28 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+type shared struct {
+	Name string `json:"name" required:"true" doc:"d"`
+}
+
+// The fields of an embedded struct are the object's own.
+func TestEmbeddedStructs(t *testing.T) {
+	s := Of[struct {
+		shared
+		Count int64 `json:"count"`
+	}]()
+	var v struct {
+		shared
+		Count int64 `json:"count"`
+	}
+	if err := s.Decode([]byte(`{"name":"x","count":3}`), &v); err != nil || v.Name != "x" || v.Count != 3 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if err := s.Decode([]byte(`{"count":3}`), &v); err == nil {
+		t.Error("a required field of an embedded struct may be missing")
+	}
+	if properties := s.OpenAPI()["properties"].(map[string]any); len(properties) != 2 || properties["name"] == nil {
+		t.Errorf("%v", properties)
+	}
+}

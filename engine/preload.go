@@ -118,8 +118,10 @@ func (p *preload) close() error {
 func loadGraph(ctx context.Context, folder, name string, m *manifest.Manifest, opts Options) (*graphs.Session, error) {
 	s, err := opts.Runtime.Load(ctx, filepath.Join(folder, m.Components[name].File), graphs.SessionOptions{
 		Device: graphs.Device(opts.Device), DeviceID: opts.DeviceID, Threads: opts.Threads,
-		// The picture graphs run now and then beside a decoder that is always busy.
-		StopSpinning: m.Decoder == nil || name != m.Decoder.Component && name != m.Decoder.Prefill,
+		// The picture graphs, and the one for prompts, run now and then beside a decoder that is always busy.
+		StopSpinning: m.Decoder == nil || name != m.Decoder.Component,
+		// What is read as it comes should not stutter because somebody else has sent a picture.
+		Background: m.Decoder != nil && name != m.Decoder.Component && name != m.Decoder.Prefill,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load component %s: %w", name, err)

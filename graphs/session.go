@@ -37,6 +37,10 @@ type SessionOptions struct {
 	// StopSpinning lets the threads sleep as soon as a run ends. For graphs that
 	// run now and then beside a busy one; in a decode loop it costs speed.
 	StopSpinning bool
+	// Background lets the graph's threads give way to those of other sessions
+	// where both want the processor (Linux). For graphs that run beside a decode
+	// loop whose answers are read as they come.
+	Background bool
 	// Profile, when set, is the path prefix of a Chrome trace that is written when
 	// the session closes.
 	Profile      string
@@ -60,6 +64,8 @@ type Session struct {
 	// for them.
 	running sync.RWMutex
 	closed  bool
+
+	background *background // nil: runs are on their callers' threads
 
 	idleMu sync.Mutex
 	idle   []*Step // whole-graph steps for Run, kept between calls
@@ -94,10 +100,14 @@ func (r *Runtime) load(ctx context.Context, path string, options SessionOptions)
 		return nil, err
 	}
 	s := &Session{env: env, path: path, runtime: r}
+	if options.Background {
+		s.background = newBackground()
+	}
 	if err := s.open(ctx, device, options, r.logger); err != nil {
 		if s.native != nil {
 			s.native.Destroy()
 		}
+		s.background.close()
 		env.release()
 		return nil, err
 	}
@@ -182,7 +192,7 @@ func (s *Session) create(ctx context.Context, device Device, options SessionOpti
 	if device == CUDA {
 		keepSignals(open)
 	} else {
-		open()
+		s.background.do(open)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -350,6 +360,7 @@ func (s *Session) Close() error {
 	}
 	s.closed = true
 	err := s.native.Destroy()
+	s.background.close()
 	s.running.Unlock()
 
 	s.idleMu.Lock()

@@ -205,7 +205,12 @@ func (st *Step) Run(ctx context.Context) error {
 	if err != nil {
 		return s.failed(err)
 	}
-	if err := st.env.api.run(s.pointer, st.pointer, st.args); err != nil {
+	if s.background == nil {
+		err = st.compute()
+	} else {
+		err = st.computeInBackground()
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return s.failed(ctx.Err())
 		}
@@ -215,6 +220,14 @@ func (st *Step) Run(ctx context.Context) error {
 		st.report()
 	}
 	return nil
+}
+
+func (st *Step) compute() error { return st.env.api.run(st.session.pointer, st.pointer, st.args) }
+
+// computeInBackground stands apart because its closure is garbage, which a decode loop's steps do not make.
+func (st *Step) computeInBackground() (err error) {
+	st.session.background.do(func() { err = st.compute() })
+	return err
 }
 
 // acquire pins the tensors for the run and writes the native argument lists. It

@@ -1,4 +1,6 @@
 // What strangers send to bring a server down. Each attack has a clean answer, costs little, and leaves the server as it was.
+// Attacks by way of URLs (redirects inside, names that change their address, every spelling of an inner address) are in
+// fetch_test.go, readers that do not read in stream_test.go, limits of keys in quota_test.go.
 
 package server
 

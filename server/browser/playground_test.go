@@ -6,6 +6,7 @@ package browser
 
 import (
 	"context"
+	"encoding/base64"
 	"net"
 	"os"
 	"os/exec"
@@ -331,6 +332,46 @@ func TestPlaygroundTakesClips(t *testing.T) {
 	if answer := content(t, tab, "answer"); !strings.Contains(answer, "takes no clips") {
 		t.Errorf("answer %q", answer)
 	}
+	if list := said.all(); len(list) > 0 {
+		t.Errorf("the browser complains: %v", list)
+	}
+}
+
+// A picture may be dropped or pasted, by way of the events that a browser makes of that; a text is neither picture nor clip.
+func TestPlaygroundDropAndPaste(t *testing.T) {
+	address := serve(t, scenes)
+	tab, said := open(t)
+	if err := chromedp.Do(tab, chromedp.Navigate(address+"/")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, tab, `document.querySelector('#model option') !== null`)
+	raw, err := os.ReadFile(picture)
+	if err != nil {
+		t.Fatal(err)
+	}
+	give := func(name, kind, event string) {
+		value(t, tab, chromedp.Evaluate[bool](`{
+			const bytes = Uint8Array.from(atob('`+base64.StdEncoding.EncodeToString(raw)+`'), c => c.charCodeAt(0)), moved = new DataTransfer();
+			moved.items.add(new File([bytes], '`+name+`', {type: '`+kind+`'}));
+			`+event+`; true}`))
+	}
+	shown := `file !== null && file.name === '`
+	give("dropped.png", "image/png", `document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: moved, bubbles: true, cancelable: true}))`)
+	until(t, tab, shown+`dropped.png'`)
+	give("pasted.png", "image/png", `document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: moved}))`)
+	until(t, tab, shown+`pasted.png'`)
+	if err := chromedp.Do(tab, chromedp.Click("#clear")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, tab, `file === null && document.getElementById('frame').hidden && !document.getElementById('hint').hidden`)
+	give("notes.txt", "text/plain", `document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: moved, bubbles: true, cancelable: true}))`)
+	until(t, tab, `document.getElementById('answer').textContent.includes('neither a picture nor a clip')`)
+	// Esc stops an answer that is being made.
+	if err := chromedp.Do(tab, chromedp.SetValue("#tokens", "100000"), chromedp.SetValue("#temperature", "2")); err != nil {
+		t.Fatal(err)
+	}
+	value(t, tab, chromedp.Evaluate[bool](`{document.getElementById('ask').click(); document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'})); true}`))
+	until(t, tab, `document.getElementById('facts').textContent.includes('stopped') && !document.getElementById('ask').disabled`)
 	if list := said.all(); len(list) > 0 {
 		t.Errorf("the browser complains: %v", list)
 	}

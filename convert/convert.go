@@ -85,8 +85,8 @@ type Options struct {
 	// many bytes of second moments between the channels of a layer it may report with them.
 	Gather   bool
 	Hessians int64
-	// Budget is how many bits a weight of a 4-bit decoder's layers may take, scales included and the head left out; 0 for as
-	// many as the policy's own mix takes.
+	// Budget is how many bits a weight of a 4-bit decoder's layers may take, scales included and the head left out; 0 leaves
+	// the layers to the policy.
 	Budget float64
 
 	Progress func(Progress)

@@ -16,11 +16,11 @@ func (o Options) guide() blocks.Guide {
 	return blocks.Guide{Statistics: o.Statistics, Gather: o.Gather, Hessians: o.Hessians}
 }
 
-// planned plans, and plans again where the layers of a 4-bit decoder are to be chosen by what they do to its outputs: with
-// statistics, or with a budget. The weights are read for that, a sample of each.
+// planned plans, and plans again where the formats of a 4-bit decoder's layers follow from a budget. A sample of each weight is
+// read for that.
 func planned(ctx context.Context, src *source, precision blocks.Precision, opts Options) (*families.Plan, error) {
 	plan, err := src.plan(families.Options{Precision: precision, Guide: opts.guide()})
-	if err != nil || opts.Gather || opts.Plan || opts.Statistics == nil && opts.Budget == 0 {
+	if err != nil || opts.Gather || opts.Plan || opts.Budget == 0 {
 		return plan, err
 	}
 	formats := map[string]blocks.Format{}
@@ -28,14 +28,10 @@ func planned(ctx context.Context, src *source, precision blocks.Precision, opts 
 		if c.Builder.Derived() {
 			continue
 		}
-		bits, mixed := blocks.BitsOf(c.Builder.Linears)
-		if !mixed {
+		if _, mixed := blocks.BitsOf(c.Builder.Linears); !mixed {
 			continue
 		}
-		if opts.Budget > 0 {
-			bits = opts.Budget
-		}
-		chosen, err := blocks.Mix(ctx, c.Builder.Linears, opts.Statistics, bits)
+		chosen, err := blocks.Mix(ctx, c.Builder.Linears, opts.Statistics, opts.Budget)
 		if err != nil {
 			return nil, fmt.Errorf("choose the layers of %s that take 8 bits: %w", c.Name, err)
 		}
@@ -44,10 +40,7 @@ func planned(ctx context.Context, src *source, precision blocks.Precision, opts 
 		}
 	}
 	if len(formats) == 0 {
-		if opts.Budget > 0 {
-			return nil, errors.New("--budget chooses which layers of a 4-bit model take 8 bits, and this one has none of 4 bits: ask for --precision int4")
-		}
-		return plan, nil
+		return nil, errors.New("--budget chooses the formats of a 4-bit decoder's layers, and this model has none: ask for --precision int4")
 	}
 	guide := opts.guide()
 	guide.Formats = formats

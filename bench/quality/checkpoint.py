@@ -8,7 +8,12 @@ or may not be able to repeat. That says nothing about weights as they are traine
 scaled by its own factor (--spread, drawn log-uniformly) in one of them and divided by it in the other. The function stays the
 same and the grid is gone. --spread 0 leaves the weights as they are.
 
---q4k replaces the matrices by what they are after llama.cpp's Q4_K_M: kquants.py.
+To compare with llama.cpp's Q4_K_M: --gguf writes the scaled weights as a GGUF in F32, llama-quantize makes it Q4_K_M, and this
+script, with --spread 0, turns that into a checkpoint whose fp32 conversion has its weights:
+
+    python bench/quality/checkpoint.py SmolLM2-135M-Instruct.Q4_1.gguf OUT --gguf f32.gguf
+    llama-quantize f32.gguf q4km.gguf Q4_K_M
+    python bench/quality/checkpoint.py q4km.gguf OUT-Q4KM --spread 0
 """
 
 import argparse
@@ -37,6 +42,41 @@ def unpermute(w, heads):
     """GGUF keeps the halves of each rotated head interleaved; the hub's layout has them one after the other."""
     rows, cols = w.shape
     return w.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+
+
+def permute(w, heads):
+    """The inverse of unpermute; heads is None for what is not rotated."""
+    if heads is None:
+        return w
+    rows, cols = w.shape
+    return w.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
+
+
+def write_gguf(path, reader, tensors):
+    w = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type", "general.quantization_version"):
+            continue
+        kind = field.types[0]
+        w.add_key_value(name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for name, data in tensors.items():
+        w.add_tensor(name, np.ascontiguousarray(data))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def report(reader):
+    """Says how many bits a weight the matrices of the layers take."""
+    layers = [t for t in reader.tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+    kinds = {}
+    for t in layers:
+        kinds[t.tensor_type.name] = kinds.get(t.tensor_type.name, 0) + int(t.n_elements)
+    total = sum(kinds.values())
+    print(f"{8 * sum(int(t.n_bytes) for t in layers) / total:.3f} bits a weight in the layers:",
+          ", ".join(f"{k} {100 * n / total:.0f} %" for k, n in sorted(kinds.items())))
 
 
 def spread(layer, heads, kv_heads, width, rng):
@@ -106,7 +146,7 @@ def main():
     a.add_argument("gguf")
     a.add_argument("out")
     a.add_argument("--spread", type=float, default=0.3)
-    a.add_argument("--q4k", choices=("flat", "llama.cpp"))
+    a.add_argument("--gguf", dest="write", help="write the weights as a GGUF in F32 too")
     o = a.parse_args()
     rng = np.random.default_rng(1)
     r = gguf.GGUFReader(o.gguf)
@@ -115,22 +155,22 @@ def main():
     stored = {t.name: gguf.dequantize(t.data, t.tensor_type).reshape(tuple(int(d) for d in reversed(t.shape))) for t in r.tensors}
     layers, hidden, heads, kv = get("block_count"), get("embedding_length"), get("attention.head_count"), get("attention.head_count_kv")
     out = tower(hidden, rng)
-    bits = [0, 0]
+    scaled = {k: v.astype(np.float32) for k, v in stored.items()}
     for i in range(layers):
         layer = {k: stored[f"blk.{i}.{k}.weight"].astype(np.float32) for k in names(0)}
         layer["attn_q"], layer["attn_k"] = unpermute(layer["attn_q"], heads), unpermute(layer["attn_k"], kv)
         if o.spread:
             spread(layer, heads, kv, o.spread, rng)
-        if o.q4k:
-            import kquants
-            kquants.mix(layer, i, layers, o.q4k, bits)
+        for k in layer:
+            scaled[f"blk.{i}.{k}.weight"] = permute(layer[k], {"attn_q": heads, "attn_k": kv}.get(k))
         for k, name in names(i).items():
             out[name] = np.ascontiguousarray(layer[k])
     vocab = stored["token_embd.weight"].shape[0]
     out["model.language_model.embed_tokens.weight"] = stored["token_embd.weight"].astype(np.float32)
     out["model.language_model.norm.weight"] = stored["output_norm.weight"].astype(np.float32)
-    if o.q4k:
-        print(f"{bits[0] / bits[1]:.3f} bits a weight in the layers")
+    if o.write:
+        write_gguf(o.write, r, scaled)
+    report(r)
 
     folder = pathlib.Path(o.out)
     folder.mkdir(parents=True)

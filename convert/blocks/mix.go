@@ -17,18 +17,14 @@ import (
 // sampledRows is how many rows of a weight its error is judged by: they are drawn evenly from all of it.
 const sampledRows = 64
 
-// Bits returns the bits of a weight stored in the format, its scales included.
-func (f Format) Bits() float64 {
-	switch {
-	case f.Name == "fp32":
-		return 32
-	case f.Name == "fp16":
-		return 16
-	case f.Block > 0:
-		return float64(f.bits()) + 32/float64(f.Block)
-	}
-	return 8
+// Bits returns the bits that a blockwise format takes for a weight of rows of k, with scales and what pads the last block.
+func (f Format) Bits(k int64) float64 {
+	blocks := (k + f.Block - 1) / f.Block
+	return float64(blocks*(f.Block*int64(f.bits())+32)) / float64(k)
 }
+
+// size is Bits of all of a layer's weights.
+func (l LinearInfo) size(f Format) float64 { return float64(l.W.Elements()) * f.Bits(l.W.shape[1]) }
 
 func (f Format) bits() int {
 	if f.Name == "int8" {
@@ -75,48 +71,60 @@ func OutputError(ctx context.Context, w Weight, inputs *calibration.Layer, f For
 	return wrong / all, nil
 }
 
-// Mix chooses which of a decoder's 4-bit layers take 8 bits, so that all of them together, but for the head, stay within bits a
-// weight. Layers go by how much of their outputs' error a byte takes away.
+// mixLevels are the formats that a mix is made of, in the order of their bytes.
+var mixLevels = []Format{{Name: "int4", Block: 128}, FormatInt4Block, FormatInt8Block}
+
+// upgrade is a step of a layer to one of the levels.
+type upgrade struct {
+	layer, level int
+	gain         float64 // error that a bit takes away
+}
+
+// Mix chooses the formats of a 4-bit decoder's layers, so that all of them together, but for the head, stay within bits a weight.
+// Layers that the policy gives 8 bits come first, and then those whose outputs' error a byte takes most away from.
 func Mix(ctx context.Context, list []LinearInfo, statistics *calibration.Statistics, bits float64) (map[string]Format, error) {
-	type candidate struct {
-		key          string
-		weights      float64
-		error4, gain float64
-	}
-	var layers []candidate
+	var layers []LinearInfo
+	var upgrades []upgrade
 	budget := 0.0
 	for _, l := range list {
 		if l.Kind == Head || l.Format.Block == 0 {
 			continue
 		}
-		c := candidate{key: l.Key, weights: float64(l.W.Elements())}
-		e4, err := OutputError(ctx, l.W, statistics.Layer(l.Key, l.W.shape[1]), FormatInt4Block)
-		if err != nil {
-			return nil, err
+		budget += float64(l.W.Elements())*bits - l.size(mixLevels[0])
+		wrong := make([]float64, len(mixLevels))
+		for i, f := range mixLevels {
+			var err error
+			if wrong[i], err = OutputError(ctx, l.W, statistics.Layer(l.Key, l.W.shape[1]), f); err != nil {
+				return nil, err
+			}
 		}
-		e8, err := OutputError(ctx, l.W, statistics.Layer(l.Key, l.W.shape[1]), FormatInt8Block)
-		if err != nil {
-			return nil, err
+		for i := 1; i < len(mixLevels); i++ {
+			u := upgrade{len(layers), i, (wrong[i-1] - wrong[i]) / (l.size(mixLevels[i]) - l.size(mixLevels[i-1]))}
+			if l.Format == mixLevels[i] && i == len(mixLevels)-1 {
+				u.gain = math.Inf(1)
+			}
+			upgrades = append(upgrades, u)
 		}
-		c.error4, c.gain = e4, (e4-e8)/c.weights
-		layers = append(layers, c)
-		budget += c.weights * (bits - FormatInt4Block.Bits())
+		layers = append(layers, l)
 	}
 	if len(layers) == 0 {
 		return nil, nil
 	}
 	if budget < 0 {
-		return nil, fmt.Errorf("%v bits a weight are fewer than int4 takes (%v with its scales)", bits, FormatInt4Block.Bits())
+		return nil, fmt.Errorf("%v bits a weight are fewer than %s takes with its scales", bits, mixLevels[0])
 	}
-	slices.SortStableFunc(layers, func(a, b candidate) int { return cmp.Compare(b.gain, a.gain) })
-	formats := map[string]Format{}
-	for _, c := range layers {
-		cost := c.weights * (FormatInt8Block.Bits() - FormatInt4Block.Bits())
-		formats[c.key] = FormatInt4Block
-		if cost <= budget && !math.IsNaN(c.gain) && c.gain > 0 {
-			formats[c.key] = FormatInt8Block
+	slices.SortStableFunc(upgrades, func(a, b upgrade) int { return cmp.Compare(b.gain, a.gain) })
+	levels := make([]int, len(layers))
+	for _, u := range upgrades {
+		cost := layers[u.layer].size(mixLevels[u.level]) - layers[u.layer].size(mixLevels[levels[u.layer]])
+		if u.gain > 0 && cost > 0 && cost <= budget {
+			levels[u.layer] = u.level
 			budget -= cost
 		}
+	}
+	formats := map[string]Format{}
+	for i, l := range layers {
+		formats[l.Key] = mixLevels[levels[i]]
 	}
 	return formats, nil
 }
@@ -128,10 +136,9 @@ func BitsOf(list []LinearInfo) (bits float64, mixed bool) {
 		if l.Kind == Head || l.Format.Block == 0 {
 			continue
 		}
-		n := float64(l.W.Elements())
-		weights += n
-		bits += n * l.Format.Bits()
-		mixed = mixed || l.Format.Name == FormatInt4Block.Name
+		weights += float64(l.W.Elements())
+		bits += l.size(l.Format)
+		mixed = mixed || l.Format.Name == "int4"
 	}
 	return bits / max(weights, 1), mixed
 }
@@ -139,34 +146,36 @@ func BitsOf(list []LinearInfo) (bits float64, mixed bool) {
 // shownLayers bounds the list of layers in a description.
 const shownLayers = 4
 
-// describeMix says which layers the mix left in 8 bits; empty where it chose nothing.
+// describeMix says which formats a mix chose; empty where it chose nothing.
 func (b *Builder) describeMix() string {
-	var kept []string
 	bits, mixed := BitsOf(b.Linears)
-	head := Format{}
-	for _, l := range b.Linears {
-		switch chosen, ok := b.Tensors.Guide.Formats[l.Key]; {
-		case ok && chosen == FormatInt8Block:
-			kept = append(kept, strings.TrimPrefix(l.Key, b.component()+"/"))
-		case l.Kind == Head:
-			head = l.Format
-		}
-	}
 	if len(b.Tensors.Guide.Formats) == 0 || !mixed {
 		return ""
 	}
-	text := fmt.Sprintf("%s, %.2f bits a weight", FormatInt4Block, bits)
-	if n := len(kept); n > 0 {
-		more := ""
-		if n > shownLayers {
-			kept, more = kept[:shownLayers], fmt.Sprintf(" and %d more", n-shownLayers)
+	names := map[Format][]string{}
+	head := ""
+	for _, l := range b.Linears {
+		if l.Kind == Head {
+			head = fmt.Sprintf("; head %s", l.Format)
+		} else {
+			names[l.Format] = append(names[l.Format], strings.TrimPrefix(l.Key, b.component()+"/"))
 		}
-		text += fmt.Sprintf("; %s %s%s for their error", FormatInt8Block, strings.Join(kept, ", "), more)
 	}
-	if head.Name != "" {
-		text += fmt.Sprintf("; head %s", head)
+	text := fmt.Sprintf("%.2f bits a weight: ", bits)
+	for i, f := range mixLevels {
+		if i > 0 {
+			text += "; "
+		}
+		text += fmt.Sprintf("%d layers %s", len(names[f]), f)
 	}
-	return text
+	if kept := names[FormatInt8Block]; len(kept) > 0 {
+		more := ""
+		if n := len(kept); n > shownLayers {
+			kept, more = kept[:shownLayers], ", …"
+		}
+		text += fmt.Sprintf(" (%s%s)", strings.Join(kept, ", "), more)
+	}
+	return text + head
 }
 
 // describeKnown says what statistics were used for.
@@ -175,7 +184,7 @@ func (b *Builder) describeKnown() string {
 	for _, l := range b.Linears {
 		s := b.Tensors.Guide.Statistics.Layer(l.Key, l.W.shape[1])
 		switch {
-		case s == nil || l.Format.Block == 0 || l.Format.Name != FormatInt4Block.Name:
+		case s == nil || l.Format.Block == 0 || l.Format.Name != "int4":
 		case s.Hessian != nil:
 			compensated++
 		default:

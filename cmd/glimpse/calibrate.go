@@ -30,15 +30,17 @@ type CalibrationOptions struct {
 	Samples string
 	File    string
 	Tokens  int
+	Answer  int
 	Memory  int
 }
 
 // AddFlags adds the flags.
 func (o *CalibrationOptions) AddFlags(f *pflag.FlagSet) {
-	o.Tokens, o.Memory = 8192, 1024
+	o.Tokens, o.Answer, o.Memory = 8192, 32, 1024
 	f.StringVar(&o.Samples, "calibrate", "", "a `folder` of sample pictures, and prompts.txt with a prompt a line: the model answers them at fp32 to find out what its layers are given")
 	f.StringVar(&o.File, "calibration", "", "the `file` that --calibrate writes its statistics to; without --calibrate, the file to take them from")
 	f.Var(&count{&o.Tokens, 1}, "calibrate-tokens", "samples are answered until the decoder has seen this many tokens")
+	f.Var(&count{&o.Answer, 1}, "calibrate-answer", "tokens of each answer at most; 1 where prompts.txt is text of the kind that the model is for, and reading it is enough")
 	f.Var(&count{&o.Memory, 0}, "calibrate-memory", "MiB for second moments between the channels of a layer, which rounding makes up its errors with; layers get them in their order")
 }
 
@@ -46,7 +48,6 @@ func (o *CalibrationOptions) AddFlags(f *pflag.FlagSet) {
 const (
 	promptsFile    = "prompts.txt"
 	maxPromptsFile = 16 << 20
-	sampleAnswer   = 64 // tokens of an answer at most
 )
 
 // sampleSet is what the model is asked.
@@ -205,7 +206,7 @@ func answered(ctx context.Context, a *app, o CalibrationOptions, opts convert.Op
 			}
 			r := sampleRequest{pictures: pictures, prompt: prompt}
 			if e.Manifest().Decoder != nil {
-				n, err := r.answer(ctx, e, uint64(i))
+				n, err := r.answer(ctx, e, o.Answer, uint64(i))
 				if err != nil {
 					return fmt.Errorf("samples for calibration: %w", err)
 				}
@@ -230,10 +231,10 @@ type sampleRequest struct {
 
 // answer draws an answer, each token as likely as the model finds it, so that answers are neither all the same nor far-fetched.
 // It returns the tokens of prompt and answer.
-func (r *sampleRequest) answer(ctx context.Context, e *engine.Engine, seed uint64) (int, error) {
+func (r *sampleRequest) answer(ctx context.Context, e *engine.Engine, tokens int, seed uint64) (int, error) {
 	req := batch.Request(e.Manifest(), r.pictures, r.prompt)
 	req.Sampling = engine.Sampling{Temperature: 1, Seed: &seed}
-	req.MaxTokens = sampleAnswer
+	req.MaxTokens = tokens
 	res, err := e.Generate(ctx, req)
 	if err != nil {
 		return 0, err

@@ -80,6 +80,13 @@ type upgrade struct {
 	gain         float64 // error that a bit takes away
 }
 
+func sizeOf(layers []LinearInfo, f Format) (bits float64) {
+	for _, l := range layers {
+		bits += l.size(f)
+	}
+	return bits
+}
+
 // Mix chooses the formats of a 4-bit decoder's layers, so that all of them together, but for the head, stay within bits a weight.
 // Layers that the policy gives 8 bits come first, and then those whose outputs' error a byte takes most away from.
 func Mix(ctx context.Context, list []LinearInfo, statistics *calibration.Statistics, bits float64) (map[string]Format, error) {
@@ -115,9 +122,15 @@ func Mix(ctx context.Context, list []LinearInfo, statistics *calibration.Statist
 	}
 	slices.SortStableFunc(upgrades, func(a, b upgrade) int { return cmp.Compare(b.gain, a.gain) })
 	levels := make([]int, len(layers))
+	if plain := sizeOf(layers, FormatInt4Block) - sizeOf(layers, mixLevels[0]); plain <= budget {
+		for i := range levels { // nothing is made coarser than int4 by itself to make something else finer
+			levels[i] = 1
+		}
+		budget -= plain
+	}
 	for _, u := range upgrades {
 		cost := layers[u.layer].size(mixLevels[u.level]) - layers[u.layer].size(mixLevels[levels[u.layer]])
-		if u.gain > 0 && cost > 0 && cost <= budget {
+		if u.gain > 0 && u.level > levels[u.layer] && cost > 0 && cost <= budget {
 			levels[u.layer] = u.level
 			budget -= cost
 		}

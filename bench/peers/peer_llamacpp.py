@@ -44,10 +44,13 @@ with Clock() as whole:
         "--temp", 0, "-c", 2048,
     )
 log = run.stdout + run.stderr
-version = re.search(r"build: (\d+)", log)
+# Lines begin with minutes.seconds.milliseconds.microseconds since the start.
+loaded = re.search(r"^(\d+)\.(\d+)\.(\d+)\.\d+ \S+ main: loading model", log, re.M)
+if not loaded:
+    raise SystemExit(f"llama-mtmd-cli did not say when the model was loaded:\n{log[-3000:]}")
+load = (int(loaded[1]) * 60 + int(loaded[2])) * 1e3 + int(loaded[3])
 report(
-    version=f"b{version[1]}" if version else "unknown", load_ms=figure(r"load time =\s*([\d.]+) ms", log),
-    vision_ms=figure(r"image slice encoded in ([\d.]+) ms", log), prefill_tokens=prompt_tokens, prefill_tps=prefill,
-    decode1_tps=decode, decode8_tps=together, request_ms=whole.ms,
+    version=(folder / "bin" / "VERSION").read_text().strip(), load_ms=load, vision_ms=figure(r"mtmd batch encoding done in ([\d.]+) ms", log),
+    prefill_tokens=prompt_tokens, prefill_tps=prefill, decode1_tps=decode, decode8_tps=together, request_ms=whole.ms - load,
     peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6,
 )

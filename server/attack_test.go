@@ -181,7 +181,7 @@ func unharmed(t *testing.T, base string, s *Server) {
 	}
 	full := func(b *byteBudget, most int64) bool { b.mu.Lock(); defer b.mu.Unlock(); return b.left == most }
 	waitFor(t, func() bool {
-		return full(s.bodies, s.limits.BodiesBytes) && full(s.frames, s.limits.FramesBytes) && s.models[0].gate.inFlight() == 0
+		return full(s.bodies, s.limits.BodiesBytes) && full(s.held, s.limits.HeldBytes) && s.models[0].gate.inFlight() == 0
 	})
 }
 
@@ -262,26 +262,26 @@ func TestFramesAreHeldToABudget(t *testing.T) {
 	if w := post(s.Handler(), chatPath, "application/json", body(1)); w.Code != 200 {
 		t.Fatal(w.Code, w.Body)
 	}
-	if s.frames.left != s.limits.FramesBytes {
-		t.Errorf("%d bytes are still held", s.limits.FramesBytes-s.frames.left)
+	if s.held.left != s.limits.HeldBytes {
+		t.Errorf("%d bytes are still held", s.limits.HeldBytes-s.held.left)
 	}
 	// What one such video takes is measured by what is left when another request holds the rest.
 	info, err := gifSize(gif)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.limits.FramesBytes = info + info/2
+	s.limits.HeldBytes = info + info/2
 	w := post(s.Handler(), chatPath, "application/json", body(2))
 	if e := failure(t, w.Code, w.Body); w.Code != 400 || text(e.Code) != codeInvalidMedia {
 		t.Errorf("two videos where one fits: %d %+v", w.Code, e)
 	}
-	s.frames.left = info - 1
+	s.held.left = info - 1
 	w = post(s.Handler(), chatPath, "application/json", body(1))
 	if e := failure(t, w.Code, w.Body); w.Code != 503 || text(e.Code) != codeBusy || w.Header().Get("Retry-After") == "" {
 		t.Errorf("a video beside others: %d %+v", w.Code, e)
 	}
-	if s.frames.left != info-1 {
-		t.Errorf("%d bytes are left, of %d", s.frames.left, info-1)
+	if s.held.left != info-1 {
+		t.Errorf("%d bytes are left, of %d", s.held.left, info-1)
 	}
 }
 
@@ -292,4 +292,30 @@ func gifSize(data []byte) (int64, error) {
 		return 0, err
 	}
 	return int64(3 * len(g.Image) * g.Config.Width * g.Config.Height), nil
+}
+
+// What a URL brings is held to the same budget: it is in no body.
+func TestMediaByURLAreHeldToABudget(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "a.png"), make([]byte, 600), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Options{Models: []Model{newFake("tiny")}, LocalMedia: folder, Limits: Limits{HeldBytes: 1000}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ask := func(n int) int {
+		part := `{"type":"image_url","image_url":{"url":"file://` + folder + `/a.png"}}`
+		return post(s.Handler(), chatPath, "application/json", `{"model":"tiny","messages":[{"role":"user","content":[`+strings.Repeat(part+",", n-1)+part+`]}]}`).Code
+	}
+	for n, want := range map[int]int{1: 200, 2: 400} {
+		if got := ask(n); got != want {
+			t.Errorf("%d files: %d, want %d", n, got, want)
+		}
+	}
+	s.held.take(500)
+	if got := ask(1); got != 503 || s.held.left != 500 {
+		t.Errorf("beside others: %d, %d bytes left", got, s.held.left)
+	}
 }

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +13,7 @@ import (
 	"time"
 )
 
-// byteBudget bounds the bytes of all bodies, or of all frames of videos, that are held at once. Bodies take their share as
+// byteBudget bounds the bytes of all bodies, or of all media that are held beside them, at one time. Bodies take their share as
 // they arrive, so a client that announces much and sends little holds little.
 type byteBudget struct {
 	mu   sync.Mutex
@@ -33,6 +34,23 @@ func (b *byteBudget) give(n int64) {
 	b.mu.Lock()
 	b.left += n
 	b.mu.Unlock()
+}
+
+// hold takes memory for what a request has beside its body until it ends: frames of videos and sounds, decoded, which are
+// many times what came, and what was fetched or read by URL.
+func (s *Server) hold(ctx context.Context, param string, n int64) error {
+	x, ok := ctx.Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return nil
+	}
+	if x.held+n > s.limits.HeldBytes {
+		return mediaError(param, "the request's media have more than the %d bytes that this server holds, decoded: choose smaller or fewer", s.limits.HeldBytes)
+	}
+	if !s.held.take(n) {
+		return &Error{Status: http.StatusServiceUnavailable, Type: typeServer, Code: codeBusy, Message: "the server holds as many media as it can", RetryAfter: 1}
+	}
+	x.held += n
+	return nil
 }
 
 // bodyChunk is how much is read, and taken from the budget, at a time.

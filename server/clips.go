@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/http"
 
 	"go.opentelemetry.io/otel/trace"
 
@@ -39,7 +38,7 @@ func (s *Server) video(ctx context.Context, m *served, param, address string) (e
 	}
 	in := media.Input{Data: data, Source: source}
 	choice := media.Choice{}.For(pic, in)
-	choice.Hold = func(ctx context.Context, n int64) error { return s.holdFrames(ctx, param, n) }
+	choice.Hold = func(ctx context.Context, n int64) error { return s.hold(ctx, param, n) }
 	var v *media.Video
 	err = s.step(ctx, "media_decode", func(ctx context.Context, _ trace.Span) (err error) {
 		v, err = s.clips.Video(ctx, in, choice)
@@ -53,22 +52,6 @@ func (s *Server) video(ctx context.Context, m *served, param, address string) (e
 	}
 	part.Seconds = v.Seconds
 	return part, nil
-}
-
-// holdFrames takes the memory of a video's frames until the request ends: they are many times what came.
-func (s *Server) holdFrames(ctx context.Context, param string, n int64) error {
-	x, ok := ctx.Value(exchangeKey{}).(*exchange)
-	if !ok {
-		return nil
-	}
-	if x.frames+n > s.limits.FramesBytes {
-		return mediaError(param, "the frames of the request's videos have more than the %d bytes this server holds, decoded: choose smaller or fewer videos", s.limits.FramesBytes)
-	}
-	if !s.frames.take(n) {
-		return &Error{Status: http.StatusServiceUnavailable, Type: typeServer, Code: codeBusy, Message: "the server holds as many frames of videos as it can", RetryAfter: 1}
-	}
-	x.frames += n
-	return nil
 }
 
 // audio gets a sound by URL, or the sound of a video.
@@ -106,6 +89,9 @@ func (s *Server) wave(ctx context.Context, param, source string, data []byte) (e
 	})
 	if err != nil {
 		return engine.Part{}, clipError(ctx, param, err)
+	}
+	if err := s.hold(ctx, param, int64(len(wave))); err != nil {
+		return engine.Part{}, err
 	}
 	return engine.Part{Type: engine.PartAudio, Sound: &engine.Sound{Data: wave, Source: source}}, nil
 }

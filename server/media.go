@@ -71,6 +71,11 @@ func (s *Server) mediaOf(ctx context.Context, param, address string, kinds ...st
 	if len(data) == 0 {
 		return nil, "", mediaError(param, "the file is empty")
 	}
+	if scheme != "data" { // what came in the body is in the budget of bodies
+		if err := s.hold(ctx, param, int64(len(data))); err != nil {
+			return nil, "", err
+		}
+	}
 	return data, source, nil
 }
 

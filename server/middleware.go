@@ -33,7 +33,7 @@ type exchange struct {
 	prompt     int          // tokens
 	completion int
 	pictures   int
-	frames     int64 // bytes of decoded videos that it holds
+	held       int64 // bytes of media that it holds beside its body
 	err        error // also one that came after the reply had begun
 }
 
@@ -92,7 +92,7 @@ func (s *Server) observe(w http.ResponseWriter, r *http.Request, client string, 
 			asServed(&x.err).write(rec)
 		}
 	}
-	s.frames.give(x.frames)
+	s.held.give(x.held)
 	s.record(x, rec, r, client, time.Since(start))
 }
 

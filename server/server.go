@@ -65,7 +65,7 @@ type Limits struct {
 	BodyBytes     int64         // largest request body; 32 MiB
 	BodiesBytes   int64         // all bodies held at once; 256 MiB
 	MediaBytes    int64         // one picture, encoded; 20 MiB
-	FramesBytes   int64         // all frames of videos held at once, decoded; 1 GiB
+	HeldBytes     int64         // all frames of videos, all sounds, decoded, and all media that came by URL, held at once; 1 GiB
 	Pictures      int           // pictures of one request; 16
 	HeadPictures  int           // pictures of one request for scores, embeddings or a ranking; 64
 	InFlight      int           // answers being made or waiting, per model; a request with n choices counts n times; 64
@@ -83,7 +83,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.BodyBytes, 32<<20)
 	set(&l.BodiesBytes, 256<<20)
 	set(&l.MediaBytes, 20<<20)
-	set(&l.FramesBytes, 1<<30)
+	set(&l.HeldBytes, 1<<30)
 	set(&l.Pictures, 16)
 	set(&l.HeadPictures, 64)
 	set(&l.InFlight, 64)
@@ -119,7 +119,7 @@ type Server struct {
 	fetcher  Fetcher
 	clips    *media.Reader
 	bodies   *byteBudget
-	frames   *byteBudget
+	held     *byteBudget
 	metrics  *metrics
 	tracer   trace.Tracer
 	tls      [2]string
@@ -159,7 +159,7 @@ func New(o Options) (*Server, error) {
 		}
 		s.local = local
 	}
-	s.bodies, s.frames = &byteBudget{left: s.limits.BodiesBytes}, &byteBudget{left: s.limits.FramesBytes}
+	s.bodies, s.held = &byteBudget{left: s.limits.BodiesBytes}, &byteBudget{left: s.limits.HeldBytes}
 	m, err := newMetrics(o.Registry, s.list)
 	if err != nil {
 		return nil, fmt.Errorf("start server: %w", err)

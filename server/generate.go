@@ -106,7 +106,9 @@ func (s *Server) generateOne(ctx context.Context, m *served, choice int, request
 		request.CacheScope = x.key // that a picture was seen before is nobody else's business
 	}
 	ctx, span := s.traceModel(ctx, operationChat, m)
-	span.SetAttributes(requestAttributes(request, choice)...)
+	if span.IsRecording() {
+		span.SetAttributes(requestAttributes(request, choice)...)
+	}
 	last := time.Now()
 	start := last
 	defer func() {

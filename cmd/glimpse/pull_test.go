@@ -8,9 +8,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -251,5 +253,59 @@ func TestPullFailsOnAWrongHash(t *testing.T) {
 	}
 	if r := glimpse(t, "pull", "org/tiny"); r.code != exitFound || !strings.Contains(r.stderr, "hash") || !strings.Contains(r.stderr, "model.safetensors") {
 		t.Errorf("exit %d: %s", r.code, r.stderr)
+	}
+}
+
+// Stopped in the middle of a file, pull says so; the next one goes on there.
+func TestPullIsStoppedAndGoesOn(t *testing.T) {
+	h, _ := modelHub(t)
+	const name = "model.safetensors"
+	half := len(h.Releases["org/tiny"].Files[name]) / 2
+	sent := make(chan struct{}, 1)
+	h.File = func(w http.ResponseWriter, r *http.Request, file string, content []byte) bool {
+		if file != name || r.Header.Get("Range") != "" {
+			return false
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		_, _ = w.Write(content[:half])
+		w.(http.Flusher).Flush()
+		sent <- struct{}{}
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
+	}
+	cmd := command(t, "pull", "org/tiny", "--precision", "fp32")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-sent
+	blobs := filepath.Join(os.Getenv("HF_HOME"), "hub/models--org--tiny/blobs")
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		left, _ := filepath.Glob(filepath.Join(blobs, "*.incomplete"))
+		if len(left) == 1 {
+			if info, err := os.Stat(left[0]); err == nil && info.Size() == int64(half) {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("half of the file has not come: %v", left)
+		}
+	}
+	_ = cmd.Process.Signal(os.Interrupt)
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted {
+		t.Errorf("exit %d: %s", code, stderr.String())
+	}
+	h.Requests()
+	must(t, "pull", "org/tiny", "--precision", "fp32")
+	var ranges []string
+	for _, asked := range h.Requests() {
+		if asked.FileHost {
+			ranges = append(ranges, asked.Range)
+		}
+	}
+	if diff := cmp.Diff([]string{"bytes=" + strconv.Itoa(half) + "-"}, ranges); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

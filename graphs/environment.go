@@ -38,6 +38,8 @@ type Runtime struct {
 	logger  *slog.Logger
 	observe func(*Observation)
 	closed  atomic.Bool
+
+	fellBack sync.Once // device auto said that it is the CPU
 }
 
 // environment is ONNX Runtime as the process has it once: the library, the

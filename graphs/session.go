@@ -29,7 +29,7 @@ const (
 // SessionOptions say how to load a graph. The zero value runs on the CPU with a
 // thread for each physical core.
 type SessionOptions struct {
-	Device   Device // "" is CPU
+	Device   Device // "" is CPU; "cuda:N" is GPU N, whatever DeviceID says
 	DeviceID int    // which GPU
 	// Threads is the number of threads inside an operator; 0 is DefaultThreads.
 	// Operators run one after the other.
@@ -88,9 +88,12 @@ func (r *Runtime) load(ctx context.Context, path string, options SessionOptions)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	device, err := ParseDevice(string(options.Device))
+	device, id, given, err := ParseDevice(string(options.Device))
 	if err != nil {
 		return nil, err
+	}
+	if given {
+		options.DeviceID = id
 	}
 	if err := checkModelFile(path); err != nil {
 		return nil, err
@@ -122,7 +125,10 @@ func (s *Session) open(ctx context.Context, device Device, options SessionOption
 		err := s.create(ctx, CUDA, options)
 		if err != nil && ctx.Err() == nil {
 			device = CPU
-			logger.Debug("device cuda is not usable", "graph", s.path, "error", err)
+			// Once, and seen by default: whoever asks for auto hopes for the GPU.
+			s.runtime.fellBack.Do(func() {
+				logger.Warn("device auto: graphs run on the CPU, because cuda is not usable", "device", device, "error", err)
+			})
 			err = s.create(ctx, CPU, options)
 		}
 		if err != nil {
@@ -198,7 +204,7 @@ func (s *Session) create(ctx context.Context, device Device, options SessionOpti
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
-		return errors.New(strings.TrimPrefix(err.Error(), "Error creating C session from file: "))
+		return outOfMemory(errors.New(strings.TrimPrefix(err.Error(), "Error creating C session from file: ")))
 	}
 	s.device = device
 	s.pointer, err = pointerIn(s.native, "s", "ortSession")
@@ -317,6 +323,7 @@ func checkNames(kind string, ports []Port, given map[string]*Tensor) error {
 }
 
 func (s *Session) failed(err error) error {
+	err = outOfMemory(err)
 	return fmt.Errorf("run graph %s: %w", filepath.Base(s.path), err)
 }
 

@@ -37,7 +37,7 @@ type GlobalOptions struct {
 func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
 	o.Device, o.LogLevel = "cpu", slog.LevelWarn
 	f.StringVar(&o.Config, "config", "", "`file` with settings (default: glimpse.toml in the working directory, if there is one)")
-	f.Var(&choice{&o.Device, []string{"cpu", "cuda", "auto"}}, "device", "where graphs run: cpu, cuda, or auto")
+	f.Var(&deviceName{&o.Device}, "device", "where graphs run: cpu, cuda, cuda:N for GPU N, or auto")
 	f.Var(&count{&o.Threads, 0}, "threads", "threads of one operator; 0: the physical cores")
 	f.StringVar(&o.OrtLib, "ort-lib", "", "ONNX Runtime's shared `library`, or the folder it is in")
 	f.StringVar(&o.FFmpeg, "ffmpeg", "", "`program` that decodes videos and sounds (default: ffmpeg from PATH); ffprobe is beside it")

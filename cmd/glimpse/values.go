@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"glimpse/graphs"
 )
 
 // choice is one of a few words.
@@ -35,6 +37,29 @@ func (c *choice) Set(s string) error {
 }
 
 func (c *choice) Type() string { return "word" }
+
+// deviceName is a device as graphs know it.
+type deviceName struct{ value *string }
+
+func (d *deviceName) String() string {
+	if d.value == nil {
+		return ""
+	}
+	return *d.value
+}
+
+func (d *deviceName) Set(s string) error {
+	if s == "" {
+		return errors.New("it must be cpu, cuda, cuda:N or auto")
+	}
+	if _, _, _, err := graphs.ParseDevice(s); err != nil {
+		return err
+	}
+	*d.value = s
+	return nil
+}
+
+func (d *deviceName) Type() string { return "word" }
 
 // count is a whole number that is at least min.
 type count struct {

@@ -38,6 +38,7 @@ func Conformance(t *testing.T, runtime *graphs.Runtime, options graphs.SessionOp
 	t.Run("many goroutines", s.goroutines)
 	t.Run("cancellation", s.cancellation)
 	t.Run("attention", s.attention)
+	t.Run("out of memory", s.outOfMemory)
 }
 
 func (s *suite) load(t *testing.T, name string) *graphs.Session {
@@ -327,4 +328,18 @@ func (s *suite) cancellation(t *testing.T) {
 	must(t, step.Run(t.Context()))
 	must(t, step.Run(context.Background()))
 	must(t, session.Run(t.Context(), named{"trips": trips, "x": x}, named{"y": y}))
+}
+
+// outOfMemory wants 16 TiB of a run, and then little of the same session.
+func (s *suite) outOfMemory(t *testing.T) {
+	session := s.load(t, "huge.onnx")
+	count, total := s.tensor(t, graphs.Int64, 1), s.tensor(t, graphs.Float32, 1)
+	in, out := map[string]*graphs.Tensor{"count": count}, map[string]*graphs.Tensor{"total": total}
+	count.Int64()[0] = 1 << 42
+	if err := session.Run(t.Context(), in, out); !errors.Is(err, graphs.ErrOutOfMemory) {
+		t.Errorf("a run of 16 TiB: %v", err)
+	}
+	count.Int64()[0] = 8
+	must(t, session.Run(t.Context(), in, out))
+	equal(t, "the sum", total.Float32(), []float32{8})
 }

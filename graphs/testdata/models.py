@@ -103,9 +103,18 @@ def strings():
     return model(h.make_graph(nodes, "strings", [value("text", T.STRING, "n")], [value("same", T.STRING, "n")]))
 
 
+def huge():
+    """total = the sum of as many ones as are asked for, so that a run wants as much memory as a test likes."""
+    nodes = [
+        h.make_node("ConstantOfShape", ["count"], ["ones"], value=h.make_tensor("one", T.FLOAT, [1], [1])),
+        h.make_node("ReduceSum", ["ones"], ["total"], keepdims=1),
+    ]
+    return model(h.make_graph(nodes, "huge", [value("count", T.INT64, 1)], [value("total", T.FLOAT, 1)]))
+
+
 def main(folder):
     for name, proto in {"add": add(), "cast": cast(), "scale": scale(), "loop": loop(), "external": external(folder),
-                        "attention": attention(), "strings": strings()}.items():
+                        "attention": attention(), "strings": strings(), "huge": huge()}.items():
         onnx.save(proto, os.path.join(folder, name + ".onnx"))
 
 

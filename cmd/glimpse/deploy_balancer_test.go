@@ -1,4 +1,4 @@
-// The balancer of docs/deploy at work: a picture comes to the same server again.
+// The balancers of docs/deploy at work: a picture comes to the same server again.
 
 package main
 
@@ -15,19 +15,26 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
-func TestDeployNginx(t *testing.T) {
-	nginx, err := exec.LookPath("nginx")
+// balancer finds a program, also where Debian keeps those of administrators.
+func balancer(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
 	if err != nil {
-		if nginx, err = exec.LookPath("/usr/sbin/nginx"); err != nil {
-			t.Skip("nginx is not here")
+		if path, err = exec.LookPath("/usr/sbin/" + name); err != nil {
+			t.Skip(name + " is not here")
 		}
 	}
-	text := deployFile(t, "nginx.conf")
-	for i := range 2 {
+	return path
+}
+
+// backends are two servers that answer with their number, and see no X-Picture.
+func backends(t *testing.T) (addresses [2]string) {
+	for i := range addresses {
 		backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			n, _ := io.Copy(io.Discard, r.Body)
 			if r.Header.Get("X-Picture") != "" || n == 0 && r.Method == http.MethodPost {
@@ -35,17 +42,47 @@ func TestDeployNginx(t *testing.T) {
 			}
 			fmt.Fprint(w, i)
 		}))
-		defer backend.Close()
-		text = strings.ReplaceAll(text, fmt.Sprintf("127.0.0.1:%d", 8081+i), strings.TrimPrefix(backend.URL, "http://"))
+		t.Cleanup(backend.Close)
+		addresses[i] = strings.TrimPrefix(backend.URL, "http://")
 	}
-	// A free port, until nginx takes it.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	return addresses
+}
+
+// balancing runs a balancer until the end of the test; it returns when its address answers.
+func balancing(t *testing.T, address string, stop os.Signal, cmd *exec.Cmd) {
+	t.Helper()
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	address := ln.Addr().String()
-	_ = ln.Close()
-	dir := t.TempDir()
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		_ = cmd.Process.Signal(stop)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %v\n%s", cmd.Args, err, log.String())
+		}
+	})
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		resp, err := http.Get("http://" + address + "/healthz")
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v does not answer: %v", cmd.Args, err)
+		}
+	}
+}
+
+func TestDeployNginx(t *testing.T) {
+	nginx, text := balancer(t, "nginx"), deployFile(t, "nginx.conf")
+	for i, address := range backends(t) {
+		text = strings.ReplaceAll(text, fmt.Sprintf("127.0.0.1:%d", 8081+i), address)
+	}
+	address, dir := net.JoinHostPort(freeAddress(t)), t.TempDir()
 	text = strings.Replace(text, "listen 8080;", "listen "+address+";", 1)
 	text = strings.Replace(text, "http {", "http {\n access_log off;\n", 1)
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
@@ -58,33 +95,39 @@ func TestDeployNginx(t *testing.T) {
 	if out, err := exec.Command(nginx, "-t", "-q", "-e", "stderr", "-c", path).CombinedOutput(); err != nil {
 		t.Fatalf("nginx -t: %v\n%s", err, out)
 	}
-	var log bytes.Buffer
-	cmd := exec.Command(nginx, "-e", "stderr", "-c", path)
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("nginx: %v\n%s", err, log.String())
-		}
-	}()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			_ = conn.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("nginx does not listen: %v", err)
+	balancing(t, address, os.Interrupt, exec.Command(nginx, "-e", "stderr", "-c", path))
+	balanced(t, "http://"+address, "small pictures", "large pictures", "addresses", "headers")
+}
+
+func TestDeployHAProxy(t *testing.T) {
+	haproxy, text := balancer(t, "haproxy"), deployFile(t, "haproxy.cfg")
+	path := filepath.Join(t.TempDir(), "haproxy.cfg")
+	write := func() {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
-	balanced(t, "http://"+address)
+	write()
+	if out, err := exec.Command(haproxy, "-c", "-f", path).CombinedOutput(); err != nil {
+		t.Fatalf("haproxy -c: %v\n%s", err, out)
+	}
+	at := strings.Index(text, "    server-template ")
+	if at < 0 {
+		t.Fatal("no servers")
+	}
+	text = text[:at] // there is no cluster to ask for names
+	for i, address := range backends(t) {
+		text += fmt.Sprintf("    server glimpse%d %s\n", i, address)
+	}
+	address := net.JoinHostPort(freeAddress(t))
+	text = strings.Replace(text, "bind :8080", "bind "+address, 1)
+	write()
+	balancing(t, address, syscall.SIGUSR1, exec.Command(haproxy, "-q", "-db", "-f", path))
+	balanced(t, "http://"+address, "headers")
 }
 
 // balanced asks for pictures again and again, with other texts around them.
-func balanced(t *testing.T, base string) {
+func balanced(t *testing.T, base string, ways ...string) {
 	send := func(header, body string) string {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base+"/v1/chat/completions", strings.NewReader(body))
@@ -114,7 +157,7 @@ func balanced(t *testing.T, base string) {
 		_, _ = rand.Read(raw)
 		return "data:image/png;base64," + base64.StdEncoding.EncodeToString(raw)
 	}
-	for what, request := range map[string]func(picture int) func(prompt string) (header, body string){
+	requests := map[string]func(picture int) func(prompt string) (header, body string){
 		"small pictures": func(int) func(string) (string, string) {
 			url := data(400)
 			return func(prompt string) (string, string) { return "", chat(url, prompt) }
@@ -131,10 +174,11 @@ func balanced(t *testing.T, base string) {
 		"headers": func(i int) func(string) (string, string) {
 			return func(prompt string) (string, string) { return fmt.Sprintf("hash-%d", i), chat(data(400), prompt) }
 		},
-	} {
+	}
+	for _, what := range ways {
 		seen := map[string]int{}
 		for i := range 16 {
-			ask := request(i)
+			ask := requests[what](i)
 			first := send(ask("What is this?"))
 			seen[first]++
 			for _, prompt := range []string{"And now?", strings.Repeat("A longer question. ", 50)} {

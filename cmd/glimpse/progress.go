@@ -35,26 +35,27 @@ type meter struct {
 	bar       *mpb.Bar
 	printed   time.Time
 	done      int64
+	total     int64 // -1: not known
 	skipped   int64
 	note      string
 }
 
 func (a *app) newMeter(verb string, u unit) *meter {
-	m := &meter{out: a.stderr, verb: verb, unit: u, start: time.Now(), printed: time.Now()}
+	m := &meter{out: a.stderr, verb: verb, unit: u, start: time.Now(), printed: time.Now(), total: -1}
 	if !isTerminal(a.stderr) {
 		return m
 	}
 	m.container = mpb.New(mpb.WithOutput(a.stderr), mpb.WithWidth(40), mpb.WithRefreshRate(200*time.Millisecond))
-	counters := decor.CountersNoUnit("%d of %d", decor.WCSyncSpace)
-	speed := decor.Any(func(decor.Statistics) string { return m.speed() }, decor.WCSyncSpace)
-	if u == unitBytes {
-		counters = decor.CountersKibiByte("% .1f of % .1f", decor.WCSyncSpace)
+	said := func(f func() string) decor.Decorator {
+		return decor.Any(func(decor.Statistics) string {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return f()
+		}, decor.WCSyncSpace)
 	}
 	m.bar = m.container.AddBar(0,
 		mpb.PrependDecorators(decor.Name(verb)),
-		mpb.AppendDecorators(counters, speed,
-			decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), "done"),
-			decor.Any(func(decor.Statistics) string { return m.currentNote() }, decor.WCSyncSpace)),
+		mpb.AppendDecorators(said(m.progress), said(func() string { return m.amount(m.rate()) + "/s" }), decor.OnComplete(said(m.left), "done"), said(func() string { return m.note })),
 	)
 	return m
 }
@@ -62,7 +63,7 @@ func (a *app) newMeter(verb string, u unit) *meter {
 // update says that done of total is finished; total -1 is not known yet. skipped of done cost no work and do not count
 // for the speed. note is shown beside it.
 func (m *meter) update(done, total, skipped int64, note string) {
-	if !m.remember(done, skipped, note) {
+	if !m.remember(done, total, skipped, note) {
 		return
 	}
 	if m.bar != nil { // without the lock: drawing calls speed, which takes it
@@ -78,36 +79,49 @@ func (m *meter) update(done, total, skipped int64, note string) {
 		return
 	}
 	m.printed = time.Now()
-	fmt.Fprintf(m.out, "%s: %s\n", m.verb, m.line(done, total, note))
+	fmt.Fprintf(m.out, "%s: %s\n", m.verb, m.line())
 }
 
 // remember takes the news in, unless it is older than what is known: goroutines may overtake each other.
-func (m *meter) remember(done, skipped int64, note string) bool {
+func (m *meter) remember(done, total, skipped int64, note string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if done < m.done {
 		return false
 	}
-	m.done, m.skipped, m.note = done, skipped, note
+	m.done, m.total, m.skipped, m.note = done, total, skipped, note
 	return true
 }
 
-// line is one plain line, such as "decoder, 1.2 GiB of 3.4 GiB, 210 MiB/s, 11s left".
-func (m *meter) line(done, total int64, note string) string {
-	text := m.amount(float64(done))
-	if total >= 0 {
-		text += " of " + m.amount(float64(total))
-	}
-	rate := m.rate()
-	text += ", " + m.amount(rate) + "/s"
-	if total > done && rate > 0 {
-		left := time.Duration(float64(total-done) / rate * float64(time.Second))
-		text += ", " + left.Round(time.Second).String() + " left"
-	}
-	if note != "" {
-		text += ", " + note
+// line is one plain line, such as "decoder, 1.2 GiB of 3.4 GiB, 210 MiB/s, 11s left". Callers hold mu.
+func (m *meter) line() string {
+	text := m.progress() + ", " + m.amount(m.rate()) + "/s"
+	for _, more := range []string{m.left(), m.note} {
+		if more != "" {
+			text += ", " + more
+		}
 	}
 	return text
+}
+
+// progress is how much of what is done. Callers hold mu.
+func (m *meter) progress() string {
+	switch {
+	case m.total < 0:
+		return m.amount(float64(m.done))
+	case m.unit == unitBytes:
+		return m.amount(float64(m.done)) + " of " + m.amount(float64(m.total))
+	}
+	return fmt.Sprintf("%d of %s", m.done, m.amount(float64(m.total)))
+}
+
+// left is the time left, "" where it is not known. Callers hold mu.
+func (m *meter) left() string {
+	rate := m.rate()
+	if m.total <= m.done || rate <= 0 {
+		return ""
+	}
+	return time.Duration(float64(m.total-m.done)/rate*float64(time.Second)).Round(time.Second).String() + " left"
 }
 
 func (m *meter) amount(n float64) string {
@@ -127,18 +141,6 @@ func (m *meter) rate() float64 {
 		return 0
 	}
 	return float64(m.done-m.skipped) / seconds
-}
-
-func (m *meter) speed() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.amount(m.rate()) + "/s"
-}
-
-func (m *meter) currentNote() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.note
 }
 
 // close takes the bar off its line, finished or not. Closing nil or twice is harmless.

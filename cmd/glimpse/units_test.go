@@ -93,15 +93,19 @@ func TestExitCodes(t *testing.T) {
 
 func TestPlainProgressLine(t *testing.T) {
 	m := &meter{unit: unitBytes, start: time.Now().Add(-10 * time.Second)}
-	m.done = 1 << 30
-	got := m.line(m.done, 2<<30, "decoder")
+	m.done, m.total, m.note = 1<<30, 2<<30, "decoder"
+	got := m.line()
 	for _, part := range []string{"1.0 GiB of 2.0 GiB", "102.4 MiB/s", "10s left", "decoder"} {
 		if !strings.Contains(got, part) {
 			t.Errorf("%q lacks %q", got, part)
 		}
 	}
-	p := &meter{unit: unitPictures, start: time.Now().Add(-10 * time.Second), done: 120, skipped: 100}
-	if got := p.line(120, -1, ""); !strings.HasPrefix(got, "120 pictures, ") || !strings.Contains(got, "2.00 pictures/s") && !strings.Contains(got, "1.99 pictures/s") {
+	p := &meter{unit: unitPictures, start: time.Now().Add(-10 * time.Second), done: 120, total: -1, skipped: 100}
+	if got := p.line(); strings.Contains(got, "left") || !strings.HasPrefix(got, "120 pictures, ") || !strings.Contains(got, "2.00 pictures/s") && !strings.Contains(got, "1.99 pictures/s") {
+		t.Errorf("%q", got)
+	}
+	p.total = 160 // what cost no work does not count for the time left
+	if got := p.line(); !strings.HasPrefix(got, "120 of 160 pictures, ") || !strings.Contains(got, "20s left") {
 		t.Errorf("%q", got)
 	}
 }

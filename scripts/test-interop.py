@@ -19,6 +19,36 @@ def check(ok, what):
         sys.exit(f"interop: {what}")
 
 
+
+
+def lines(pattern):
+    return [json.loads(line) for part in sorted(glob.glob(pattern)) for line in open(part, encoding="utf-8")]
+
+
+def without_nulls(value):
+    """What JSON leaves out Parquet has as nulls, zeros and empty lists."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v not in (None, [], 0, False)}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+if sys.argv[2:] == ["clips"]:
+    for kind, key, least in (("boxes", "boxes", 4), ("clips", "clip", 2)):
+        want = lines(f"{work}/{kind}-jsonl/part-*.jsonl")
+        check(sum(key in r for r in want) >= least, f"{kind}: no {key} in {len(want)} rows")
+        table = pq.read_table(f"{work}/{kind}-parquet/part-00000.parquet").to_pylist()
+        cells = list(csv.DictReader(open(f"{work}/{kind}-csv/part-00000.csv", encoding="utf-8", newline="")))
+        samples = list(wds.WebDataset(f"{work}/{kind}-webdataset/part-00000.tar", shardshuffle=False))
+        for r, t, c, s in zip(want, table, cells, samples, strict=True):
+            check(without_nulls(t[key]) == without_nulls(r.get(key)) or not r.get(key) and not t[key], f"Parquet {key}: {t[key]}, want {r.get(key)}")
+            check(json.loads(c[key] or "null") == r.get(key), f"CSV {key}: {c[key]}, want {r.get(key)}")
+            check(json.loads(s["json"]) == r, f"WebDataset row of {r['id']}")
+            inner = [without_nulls(x["boxes"]) for x in t["captions"] or []]
+            check(inner == [without_nulls(x.get("boxes", [])) for x in r.get("captions", [])], f"Parquet boxes of captions {inner}")
+            data = s.get("gif") or s.get("png") or s.get("frames.tar")
+            check(hashlib.sha256(data).hexdigest() == r["sha256"], f"bytes of {r['id']}")
+    sys.exit()
+
 rows = [json.loads(line) for part in sorted(glob.glob(f"{work}/jsonl/part-*.jsonl")) for line in open(part, encoding="utf-8")]
 good = [r for r in rows if "error" not in r]
 

@@ -102,3 +102,25 @@ func BenchmarkSpeculation(b *testing.B) {
 	}
 	b.Logf("%s", engine.StepCosts(auto))
 }
+
+// BenchmarkStepCosts times steps of a token and some guesses against steps of a token, one after the other; the fastest of
+// each counts, since whatever else the machine does only adds time.
+func BenchmarkStepCosts(b *testing.B) {
+	e := openFolder(b, benchModel(b), engine.Options{Threads: 2, Slots: 1, Capacity: 1024})
+	sizes := []int{1, 2, 3, 5, 9}
+	fastest := make([]time.Duration, len(sizes))
+	for round := range 12 {
+		for i, n := range sizes {
+			took, err := engine.StepTime(e, 600, n)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if round > 0 && (fastest[i] == 0 || took < fastest[i]) {
+				fastest[i] = took
+			}
+		}
+	}
+	for i, n := range sizes {
+		b.Logf("%d tokens: %.1f ms, %.2f of one", n, float64(fastest[i])/1e6, float64(fastest[i])/float64(fastest[0]))
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 )
 
 // StepAllocs returns the allocations of one decode step of an idle engine, all slots together, the way the scheduler
@@ -86,4 +87,14 @@ func StepCosts(e *Engine) string {
 		}
 	}
 	return out
+}
+
+// StepTime runs a step of one slot of an idle engine, of so many tokens behind others, all of whose logits are wanted.
+func StepTime(e *Engine, past, tokens int) (time.Duration, error) {
+	s := newStep(1)
+	s.add(past, tokens, tokens)
+	clear(e.decoder.embeds(tokens))
+	start := time.Now()
+	err := e.decoder.run(context.Background(), s)
+	return time.Since(start), err
 }

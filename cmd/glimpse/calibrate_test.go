@@ -116,6 +116,7 @@ func TestBadCalibrationIsBadInput(t *testing.T) {
 		"no file":              {[]string{"--calibration", filepath.Join(folder, "none.safetensors")}, "read calibration"},
 		"broken file":          {[]string{"--calibration", broken}, "read calibration"},
 		"nothing to run":       {[]string{"--calibrate", samplesFolder(t), "--plan"}, "--plan reads no weights"},
+		"nothing to judge":     {[]string{"--precision", "int4", "--budget", "4.6", "--plan"}, "--plan reads no weights, and --budget"},
 		"budget without int4":  {[]string{"--budget", "6", "--precision", "int8"}, "--precision int4"},
 		"budget below 4 bits":  {[]string{"--budget", "3", "--precision", "int4"}, "fewer than"},
 		"budget is no number":  {[]string{"--budget", "NaN", "--precision", "int4"}, "budget"},

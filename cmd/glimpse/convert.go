@@ -69,6 +69,9 @@ func runConvert(ctx context.Context, a *app, o ConvertOptions, checkpoint string
 	if !(o.Budget >= 0 && o.Budget <= 32) {
 		return badInputf("--budget %v: bits a weight are from 4.25 to 9", o.Budget)
 	}
+	if o.Budget > 0 && o.Plan {
+		return badInputf("--plan reads no weights, and --budget chooses layers by them: give one of them")
+	}
 	opts := convert.Options{
 		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Budget: o.Budget, Plan: o.Plan, Force: o.Force,
 		Version: buildVersion().Version, Logger: a.log,

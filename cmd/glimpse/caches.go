@@ -27,8 +27,7 @@ type CacheOptions struct {
 // AddFlags adds the flags; several says that the command answers more than one request.
 func (o *CacheOptions) AddFlags(f *pflag.FlagSet, several bool) {
 	o.Vision = defaultVisionCache
-	o.Speculation = engine.SpeculationAuto
-	f.Var(&speculation{&o.Speculation}, "speculation", "tokens of an answer that are guessed from what came before: auto (where that is faster), off, or how many at once")
+	f.Var(&speculation{&o.Speculation}, "speculation", "tokens of an answer that are guessed from what came before: off, auto (where that is faster), or how many at once")
 	if several {
 		f.BoolVar(&o.Prefix, "prefix-cache", true, "prompts use the keys and values of those before that begin like them")
 	}

@@ -65,6 +65,8 @@ type Options struct {
 	Deliveries  int           // of a task, after which it is a dead letter; 0: DefaultDeliveries
 	Logger      *slog.Logger  // nil: nothing is logged
 	Objects     jetstream.StorageType
+
+	fetchWithin time.Duration // in which a worker gets at a picture, or gives it back; a video may take ten times that. 0: 5 minutes
 }
 
 func (o Options) withDefaults() Options {
@@ -76,6 +78,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Replicas <= 0 {
 		o.Replicas = 1
+	}
+	if o.fetchWithin <= 0 {
+		o.fetchWithin = 5 * time.Minute
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -181,6 +181,43 @@ func TestVideosStream(t *testing.T) {
 	}
 }
 
+// A picture whose bytes on the server are broken does not hold a worker for ever: it is given up as others are.
+func TestPictureThatCannotBeFetched(t *testing.T) {
+	o := Options{InProcess: serve(t, t.TempDir(), ""), Deliveries: 2, fetchWithin: 300 * time.Millisecond}
+	c := client(t, o, "job")
+	defer c.Close()
+	large := task(4)
+	answers := make(chan *row.Answer, 1)
+	go func() {
+		a, done, err := c.Answer(t.Context(), large)
+		if err != nil {
+			t.Error(err)
+			answers <- nil
+			return
+		}
+		done()
+		answers <- a
+	}()
+	for deadline := time.Now().Add(10 * time.Second); c.published.Load() == 0 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	}
+	stream, err := c.js.Stream(t.Context(), "OBJ_"+objectBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context(), jetstream.WithPurgeSubject("$O."+objectBucket+".C.>")); err != nil {
+		t.Fatal(err)
+	}
+	working(t, o, Worker{Parallel: 1, Handle: echo})
+	select {
+	case a := <-answers:
+		if a == nil || a.Error == nil || !strings.Contains(a.Error.Message, "cannot be fetched") {
+			t.Errorf("%+v", a)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the worker holds on to it")
+	}
+}
+
 func TestServerRestart(t *testing.T) {
 	dir := t.TempDir()
 	s := serve(t, dir, "127.0.0.1:0")

@@ -169,8 +169,12 @@ func (k *worker) one(ctx context.Context, msg jetstream.Msg) error {
 		return k.acknowledge(ctx, msg.Ack) // its row is there already
 	}
 	var answer *row.Answer
-	if err == nil {
+	switch {
+	case err == nil:
 		answer, err = k.w.Handle(ctx, m.Ask, task)
+	case ctx.Err() == nil: // what lies on the server is broken, or only this worker cannot get at it
+		problem := &row.ItemError{Kind: row.KindInternal, Message: "the picture cannot be fetched from the queue: " + err.Error()}
+		answer, err = &row.Answer{Error: problem}, nil
 	}
 	if err != nil {
 		_ = msg.Nak()
@@ -198,7 +202,13 @@ func (k *worker) task(ctx context.Context, m message) (task row.Task, gone bool,
 	if m.Object == "" {
 		return task, false, nil
 	}
-	err = k.againFor(ctx, "fetch the picture "+m.ID, objectPatience, func(ctx context.Context) error {
+	within := k.o.fetchWithin
+	if m.Clip {
+		within *= 10
+	}
+	fetching, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err = k.againFor(fetching, "fetch the picture "+m.ID, objectPatience, func(ctx context.Context) error {
 		task.Data, err = k.object(ctx, m.Object)
 		if errors.Is(err, jetstream.ErrObjectNotFound) {
 			gone, err = true, nil

@@ -37,6 +37,7 @@ type BenchOptions struct {
 	HTML               string
 	Memory             string
 	Speculation        int
+	MaxTiles           int
 }
 
 // AddFlags adds the flags.
@@ -45,6 +46,7 @@ func (o *BenchOptions) AddFlags(f *pflag.FlagSet) {
 	o.Memory = memoryNormal
 	f.Var(&count{&o.Context, 0}, "context", "prompt and answer tokens of one request; 0: what the model allows, at most 4096")
 	f.StringVar(&o.Image, "image", "", "picture `file` (default: a drawn one of 640×480)")
+	f.Var(&count{&o.MaxTiles, 0}, "max-tiles", "tiles of the picture at most, the whole picture that some models add not counted; 0: the model's bound")
 	f.Var(&count{&o.PromptTokens, 0}, "prompt-tokens", "tokens of the prompt at least, the picture's included; 0: the caption prompt")
 	f.Var(&count{&o.DecodePromptTokens, 0}, "decode-prompt-tokens", "tokens at least of the text prompts that several requests decode behind; 0: the same prompt, with its picture")
 	f.Var(&count{&o.NewTokens, 2}, "new-tokens", "tokens a request to measure decoding with")

@@ -38,7 +38,8 @@ type benchRun struct {
 	folder  string
 	o       BenchOptions
 	picture []byte
-	scopes  int // that requests have had
+	raw     bool // prompts go around the chat template, which knows no pictures
+	scopes  int  // that requests have had
 	s       samples
 }
 
@@ -130,7 +131,14 @@ func (r *benchRun) question(e *engine.Engine, picture []byte, text string) engin
 	if m.Picture != nil && picture != nil {
 		pictures = []engine.Picture{{Data: picture, Source: firstOf(r.o.Image, "the drawn picture")}}
 	}
-	return batch.Request(m, pictures, batch.CaptionPrompt(m)+text)
+	prompt := batch.CaptionPrompt(m) + text
+	options := engine.PictureOptions{MaxTiles: r.o.MaxTiles}
+	if r.raw {
+		return engine.Request{Raw: true, Prompt: strings.Repeat(m.Prompt.Placeholder, len(pictures)) + prompt, Pictures: pictures, PictureOptions: options}
+	}
+	req := batch.Request(m, pictures, prompt)
+	req.PictureOptions = options
+	return req
 }
 
 // request lengthens the question until the prompt has the wanted length.
@@ -144,6 +152,13 @@ func (r *benchRun) request(ctx context.Context, e *engine.Engine, picture []byte
 		return len(p.TokenIDs), nil
 	}
 	n, err := tokens(0)
+	if err != nil && picture != nil && e.Manifest().Prompt.Placeholder != "" {
+		// Some checkpoints come with the template of their language model.
+		r.raw = true
+		if n, err = tokens(0); err == nil {
+			fmt.Fprintln(r.app.stderr, "bench: the chat template has no place for pictures; prompts go around it")
+		}
+	}
 	if err != nil {
 		return engine.Request{}, err
 	}

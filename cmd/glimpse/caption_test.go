@@ -141,7 +141,8 @@ func TestCaptionSurvivesKill(t *testing.T) {
 	if r := glimpse(t, args...); r.code != exitFound {
 		t.Fatalf("exit %d: %s", r.code, r.stderr)
 	}
-	if d := cmp.Diff(want, readRows(t, out), cmpopts.IgnoreFields(batch.Row{}, "MS")); d != "" {
+	// What decodes together changes the last bits of a row's log-probability, which is rounded to 0.001.
+	if d := cmp.Diff(want, readRows(t, out), cmpopts.IgnoreFields(batch.Row{}, "MS"), cmpopts.EquateApprox(0, 0.0015)); d != "" {
 		t.Errorf("rows differ from an uninterrupted run (-want +got):\n%s", d)
 	}
 }

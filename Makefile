@@ -102,9 +102,10 @@ test: deps
 	$(GO) vet ./...
 	$(GO) test ./...
 
-# The queue's proof at its whole size: 2,000 pictures, workers killed, the server restarted; and 1,000 workers on one server.
+# The queue's proof at its whole size: 2,000 pictures, workers killed, the server restarted; a node of three lost; and 1,000 workers on one server.
 test-queue: deps
 	GLIMPSE_QUEUE_PICTURES=2000 $(GO) test -count=1 -v -timeout 20m -run '^TestQueueLosesNothing$$' ./cmd/glimpse
+	GLIMPSE_QUEUE_CLUSTER=1 $(GO) test -count=1 -v -timeout 5m -run '^TestClusterOfThreeLosesANode$$' ./batch/queue
 	GLIMPSE_QUEUE_WORKERS=1000 $(GO) test -count=1 -v -timeout 20m -run '^TestManyWorkers$$' ./batch/queue
 
 # Object stores: S3 as in `make test`, Google Cloud Storage and Azure Blob Storage with programs that stand in for them (needs npm).

@@ -66,7 +66,11 @@ type Client struct {
 type arrived struct {
 	answer *row.Answer
 	msg    jetstream.Msg
+	lost   bool // it is to be stored again
 }
+
+// maxLost is how often a picture is stored again before its loss is its row.
+const maxLost = 3
 
 // NewClient connects and takes up what results an earlier run left.
 func NewClient(ctx context.Context, o Options, job Job) (*Client, error) {
@@ -128,7 +132,7 @@ func (c *Client) arrive(msg jetstream.Msg) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a := arrived{r.Answer, msg}
+	a := arrived{r.Answer, msg, r.Lost}
 	if to, ok := c.waiting[r.Key]; ok {
 		select {
 		case to <- a:
@@ -152,7 +156,7 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 	c.waiting[key] = to
 	c.mu.Unlock()
 	object := subjectSafe(c.job.ID) + "-" + key
-	for attempt := 0; ; attempt++ {
+	for attempt, lost := 0, 0; ; attempt++ {
 		if !known {
 			err := c.send(ctx, task, key, object, attempt)
 			if problem := (*row.ItemError)(nil); errors.As(err, &problem) {
@@ -166,6 +170,11 @@ func (c *Client) Answer(ctx context.Context, task row.Task) (*row.Answer, func()
 		select {
 		case a := <-to:
 			timer.Stop()
+			if lost++; a.lost && lost <= maxLost {
+				_ = a.msg.Ack()
+				known = false
+				continue
+			}
 			c.answered.Add(1)
 			return a.answer, func() { c.release(key, object, task.Ref == "" && (len(task.Data) > inline || task.Copy != nil), a.msg) }, nil
 		case <-timer.C:

@@ -107,6 +107,7 @@ type result struct {
 	Key    string      `json:"key"`
 	Worker string      `json:"worker"`
 	Answer *row.Answer `json:"answer"`
+	Lost   bool        `json:"lost,omitempty"` // the picture's bytes are not to be had: whoever has them stores them again
 }
 
 // dead is a task that no worker could answer.

@@ -172,9 +172,8 @@ func (k *worker) one(ctx context.Context, msg jetstream.Msg) error {
 	switch {
 	case err == nil:
 		answer, err = k.w.Handle(ctx, m.Ask, task)
-	case ctx.Err() == nil: // what lies on the server is broken, or only this worker cannot get at it
-		problem := &row.ItemError{Kind: row.KindInternal, Message: "the picture cannot be fetched from the queue: " + err.Error()}
-		answer, err = &row.Answer{Error: problem}, nil
+	case ctx.Err() == nil: // what lies on the server is broken, as after the loss of a node
+		return k.lost(ctx, msg, m, err)
 	}
 	if err != nil {
 		_ = msg.Nak()
@@ -225,6 +224,21 @@ func (k *worker) object(ctx context.Context, name string) ([]byte, error) {
 	}
 	defer in.Close()
 	return io.ReadAll(in)
+}
+
+// lost asks whoever has the picture to store it again.
+func (k *worker) lost(ctx context.Context, msg jetstream.Msg, m message, err error) error {
+	k.o.Logger.Warn("queue: a picture cannot be fetched", "id", m.ID, "error", err)
+	problem := &row.ItemError{Kind: row.KindInternal, Message: "the picture cannot be fetched from the queue: " + err.Error()}
+	id := "lost." + m.Job + "." + m.Key // and which delivery of which message it was, since there may be several
+	if meta, err := msg.Metadata(); err == nil {
+		id += fmt.Sprintf(".%d.%d", meta.Sequence.Stream, meta.NumDelivered)
+	}
+	r := result{Key: m.Key, Worker: k.w.Name, Answer: &row.Answer{Error: problem}, Lost: true}
+	if err := k.publish(ctx, resultSubject+"."+subjectSafe(m.Job), id, r); err != nil {
+		return &handlerError{err}
+	}
+	return k.acknowledge(ctx, msg.Ack)
 }
 
 // finish stores the result and then lets the task go. With deliveries it is a dead letter as well.

@@ -34,7 +34,7 @@ func FuzzHeadRequests(f *testing.F) {
 
 // FuzzDataURL: bytes within the bound, or an error.
 func FuzzDataURL(f *testing.F) {
-	for _, seed := range []string{"image/png;base64,YWJj", ";base64,YWJjZA==", "image/png;base64,YW%4aj", "image/png,abc", "image/svg+xml;base64,", "text/plain;base64,YQ", "image/png;x=y;base64,"} {
+	for _, seed := range []string{"image/png;base64,YWJj", ";base64,YWJjZA==", "image/png;base64,YW%4aj", "image/png,abc", "image/svg+xml;base64,", "text/plain;base64,YQ", "image/png;x=y;base64,", ";base64,00"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, rest string) {
@@ -44,8 +44,10 @@ func FuzzDataURL(f *testing.F) {
 			return
 		}
 		_, payload, _ := strings.Cut(rest, ",")
-		if len(data) > most || !strings.Contains(payload, "%") && base64.RawStdEncoding.EncodeToString(data) != strings.TrimRight(strings.NewReplacer("\r", "", "\n", "").Replace(payload), "=") {
-			t.Errorf("%q is %q", rest, data)
+		// Bits behind the last byte are nobody's: several texts stand for the same bytes.
+		want, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(strings.NewReplacer("\r", "", "\n", "").Replace(payload), "="))
+		if len(data) > most || !strings.Contains(payload, "%") && (err != nil || string(want) != string(data)) {
+			t.Errorf("%q is %q, not %q (%v)", rest, data, want, err)
 		}
 	})
 }

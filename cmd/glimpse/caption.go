@@ -86,7 +86,7 @@ func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.ITM, "itm", false, "rows with the score of picture and caption, for models with such heads")
 	f.BoolVar(&o.Boxes, "boxes", false, "rows with the boxes that captions point at, for models that do")
 	f.BoolVar(&o.NoClips, "no-clips", false, "no videos, and of animations the first frame; otherwise they are inputs where the model takes videos")
-	f.BoolVar(&o.Reproducible, "reproducible", false, "rows that are equal to the byte in every run: no times, no log-probabilities, and --slots 1 unless it is given")
+	f.BoolVar(&o.Reproducible, "reproducible", false, "rows that are equal to the byte in every run: no times, no log-probabilities, and --slots 1, --prefill-from 8 and --prefix-cache=false unless they are given")
 	f.StringVar(&o.Report, "report", "", "an HTML `file` with counts, histograms, errors and pictures")
 	f.BoolVar(&o.Quiet, "quiet", false, "no progress, only the counts at the end")
 }
@@ -114,6 +114,9 @@ func newCaption(a *app) *cobra.Command {
 			}
 			if o.Reproducible && !cmd.Flags().Changed("prefill-from") {
 				o.PrefillFrom = reproducibleFrom // and so does which graph reads the end of a prompt
+			}
+			if o.Reproducible && !cmd.Flags().Changed("prefix-cache") {
+				o.Prefix = false // and where a prompt is cut, which would depend on the pictures before this one
 			}
 			if err := o.ClipOptions.check(); err != nil {
 				return err

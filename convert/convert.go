@@ -6,6 +6,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,6 +69,7 @@ type Options struct {
 	Checkpoint string // a folder, a .toml that names the pieces of a release, or (with Plan) an inventory
 	Out        string // the model folder; not needed with Plan
 	Precision  string // auto, fp32, fp16, int8, int4; empty is auto
+	Target     string // cpu, cuda; empty is cpu
 	Plan       bool   // build everything, write nothing
 	Force      bool   // replace Out when it exists
 	Workers    int    // weights worked on at once; 0 for one a processor
@@ -107,6 +109,7 @@ type Summary struct {
 	Family       string             `json:"family"`
 	Architecture string             `json:"architecture"`
 	Precision    string             `json:"precision"`
+	Target       string             `json:"target"`
 	Planned      bool               `json:"planned"` // true: nothing was written
 	Components   []ComponentSummary `json:"components"`
 	Parameters   int64              `json:"parameters"`
@@ -129,6 +132,9 @@ func Convert(ctx context.Context, opts Options) (*Summary, error) {
 	start := time.Now()
 	precision, err := blocks.ParsePrecision(opts.Precision)
 	if err != nil {
+		return nil, badInput(err)
+	}
+	if _, err := blocks.ParseTarget(opts.Target, precision); err != nil {
 		return nil, badInput(err)
 	}
 	if opts.Logger == nil {
@@ -212,7 +218,8 @@ func replaceable(out string) error {
 }
 
 func summarize(src *source, plan *families.Plan, opts Options) *Summary {
-	s := &Summary{Checkpoint: opts.Checkpoint, Family: plan.Manifest.Family, Architecture: src.architecture(), Precision: plan.Manifest.Precision}
+	s := &Summary{Checkpoint: opts.Checkpoint, Family: plan.Manifest.Family, Architecture: src.architecture(), Precision: plan.Manifest.Precision,
+		Target: cmp.Or(plan.Manifest.Target, string(blocks.CPU))}
 	shared := onnx.NewShared()
 	for _, c := range plan.Components {
 		params, formats := c.Builder.Parameters()

@@ -13,7 +13,7 @@ import (
 
 // guide is what the options say besides precision.
 func (o Options) guide() blocks.Guide {
-	return blocks.Guide{Statistics: o.Statistics, Gather: o.Gather, Hessians: o.Hessians}
+	return blocks.Guide{Target: blocks.Target(o.Target), Statistics: o.Statistics, Gather: o.Gather, Hessians: o.Hessians}
 }
 
 // planned plans, and plans again where the formats of a 4-bit decoder's layers follow from a budget. A sample of each weight is

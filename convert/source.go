@@ -19,7 +19,9 @@ import (
 	"glimpse/convert/blocks"
 	"glimpse/convert/checkpoint"
 	"glimpse/convert/families"
+	"glimpse/convert/onnx"
 	"glimpse/convert/sentencepiece"
+	"glimpse/manifest"
 )
 
 // maxSideFile bounds the JSON files of a release; the largest real tokenizer.json is 33 MB.
@@ -73,12 +75,32 @@ func (s *source) plan(opts families.Options) (*families.Plan, error) {
 	if s.weights != nil {
 		s.tensors.Bind(s.weights)
 	}
+	if opts.Guide.Target == blocks.CUDA {
+		if err := forCUDA(plan); err != nil {
+			return nil, fmt.Errorf("convert %s: %w", s.path, err)
+		}
+		return plan, nil
+	}
 	addPrefill(plan)
 	return plan, nil
 }
 
 // prefillName is the component that reads prompts.
 const prefillName = "prefill"
+
+// forCUDA makes a plan's graphs and caches those of CUDA. It has no second graph for prompts: its blockwise operator
+// multiplies wide batches in float16, and there is no faster one.
+func forCUDA(plan *families.Plan) error {
+	plan.Manifest.Target = manifest.TargetCUDA
+	if d := plan.Manifest.Decoder; d != nil {
+		d.CacheDType = onnx.Float16.String()
+	}
+	var problems []error
+	for _, c := range plan.Components {
+		problems = append(problems, c.Builder.ForCUDA())
+	}
+	return errors.Join(problems...)
+}
 
 // addPrefill gives a decoder of blockwise linears its second graph. Where an encoder reads the prompts the decoder has few
 // rows only.

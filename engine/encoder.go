@@ -43,6 +43,7 @@ type encoder struct {
 	input    *graphs.Tensor   // [tokens, hidden_size]
 	outputs  []*graphs.Tensor // in the order of the graph's
 	ports    []graphs.Port
+	dtype    graphs.DType          // of the keys and values
 	cross    map[string]crossPlace // by output
 }
 
@@ -118,7 +119,7 @@ func (e *encoder) use(width int) error {
 	}
 	if e.arenas[width] == nil {
 		arena, err := e.runtime.NewArena(graphs.ArenaSpec{
-			Layers: e.spec.Layers, Slots: len(e.lengths), KVHeads: e.spec.Heads, Capacity: width, HeadDim: e.spec.HeadDim, DType: graphs.Float32,
+			Layers: e.spec.Layers, Slots: len(e.lengths), KVHeads: e.spec.Heads, Capacity: width, HeadDim: e.spec.HeadDim, DType: e.dtype,
 		})
 		if err != nil {
 			return fmt.Errorf("for the encoder's keys and values: %w", err)
@@ -129,30 +130,12 @@ func (e *encoder) use(width int) error {
 		if tokens == 0 {
 			continue
 		}
-		from, err := e.arenas[e.width].View(slot, 1)
-		if err != nil {
+		if err := e.arenas[width].Import(e.arenas[e.width], slot, int(tokens)); err != nil {
 			return err
-		}
-		to, err := e.arenas[width].View(slot, 1)
-		if err != nil {
-			return err
-		}
-		for layer := range e.spec.Layers {
-			e.move(to.Keys[layer].Float32(), from.Keys[layer].Float32(), width, e.width, int(tokens))
-			e.move(to.Values[layer].Float32(), from.Values[layer].Float32(), width, e.width, int(tokens))
 		}
 	}
 	e.width = width
 	return nil
-}
-
-// move copies the first tokens of each head between [heads, width, head_dim] of different widths. What lies behind is
-// hidden from the decoder by encoder_seqlens.
-func (e *encoder) move(dst, src []float32, to, from, tokens int) {
-	dim := e.spec.HeadDim
-	for h := range e.spec.Heads {
-		copy(dst[h*to*dim:], src[h*from*dim:(h*from+tokens)*dim])
-	}
 }
 
 func (e *encoder) release(slot int) { e.lengths[slot] = 0 }
@@ -168,14 +151,19 @@ func (e *encoder) checkPorts(spec manifest.Decoder) error {
 	found := 0
 	for _, p := range e.ports {
 		ok := len(p.Shape) > 0 && p.Shape[0] < 0
-		if _, isCross := e.cross[p.Name]; isCross {
+		_, isCross := e.cross[p.Name]
+		if isCross {
 			found++
-			ok = len(p.Shape) == 4 && p.Shape[0] == 1 && p.Shape[1] == int64(spec.Heads) && p.Shape[2] < 0 && p.Shape[3] == int64(spec.HeadDim)
+			if found == 1 {
+				e.dtype = p.DType
+			}
+			ok = p.DType == e.dtype && (p.DType == graphs.Float32 || p.DType == graphs.Float16)
+			ok = ok && len(p.Shape) == 4 && p.Shape[0] == 1 && p.Shape[1] == int64(spec.Heads) && p.Shape[2] < 0 && p.Shape[3] == int64(spec.HeadDim)
 		}
 		for d, n := range p.Shape {
 			ok = ok && (n > 0 || p.Symbols[d] == in[0].Symbols[0])
 		}
-		if !ok || p.DType != graphs.Float32 {
+		if !ok || !isCross && p.DType != graphs.Float32 {
 			problems = append(problems, fmt.Errorf("the encoder's output is %v, which this version cannot use", p))
 		}
 	}
@@ -235,19 +223,20 @@ func (e *encoder) run(ctx context.Context, slot int, trace *traceSink) error {
 	if err := e.use(e.widthFor(max(e.tokens, int(slices.Max(e.lengths))))); err != nil {
 		return err
 	}
-	view, err := e.arenas[e.width].View(slot, 1)
-	if err != nil {
-		return err
-	}
+	arena := e.arenas[e.width]
 	for i, p := range e.ports {
 		place, isCross := e.cross[p.Name]
+		var err error
 		switch {
 		case isCross && place.value:
-			e.move(view.Values[place.layer].Float32(), e.outputs[i].Float32(), e.width, e.tokens, e.tokens)
+			err = arena.StoreValues(place.layer, slot, e.outputs[i], e.tokens)
 		case isCross:
-			e.move(view.Keys[place.layer].Float32(), e.outputs[i].Float32(), e.width, e.tokens, e.tokens)
+			err = arena.StoreKeys(place.layer, slot, e.outputs[i], e.tokens)
 		case trace != nil:
 			trace.array(p.Name, Array{Shape: append([]int64{1}, e.outputs[i].Shape()...), Data: append([]float32(nil), e.outputs[i].Float32()...)})
+		}
+		if err != nil {
+			return err
 		}
 	}
 	e.lengths[slot] = int32(e.tokens)

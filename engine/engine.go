@@ -10,6 +10,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"glimpse/graphs"
 	"glimpse/manifest"
 )
 
@@ -200,6 +202,7 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 		chunk = max(chunk, e.manifest.Picture.TokensPerTile) // a picture goes into one step
 	}
 	chunk = min(chunk, capacity)
+	e.compareTarget(loaded.session)
 	e.decoder, err = newDecoder(opts.Runtime, loaded, spec, opts.Slots, capacity+chunk, chunk+opts.Slots)
 	if err != nil {
 		return err
@@ -220,6 +223,18 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	}
 	e.scheduler = newScheduler(e.decoder, cfg)
 	return nil
+}
+
+// compareTarget says when a model is computed by what it was not made for.
+func (e *Engine) compareTarget(s *graphs.Session) {
+	made, runs := cmp.Or(e.manifest.Target, string(graphs.CPU)), s.Device()
+	switch {
+	case made == runs:
+	case runs == string(graphs.CPU):
+		e.logger.Warn("this model was made for CUDA: the CPU gives the same answers, slowly; convert it without --target cuda", "model", e.name)
+	default:
+		e.logger.Warn("this model was made for the CPU: its attention and int8 layers are not computed by CUDA, and the cache stays outside; convert it with --target cuda", "model", e.name)
+	}
 }
 
 // loadDecoderGraphs loads the decoder's graphs; after an error none is open.

@@ -99,6 +99,7 @@ func (m *Manifest) Validate() error {
 				"components.%s port %s has dtype %q", name, port.Name, port.DType)
 		}
 	}
+	p.check(m.Target == "" || m.Target == TargetCUDA, "target is %q; known is %q", m.Target, TargetCUDA)
 	m.validatePicture(&p)
 	m.validateAudio(&p)
 	m.validateDecoder(&p)
@@ -163,6 +164,7 @@ func (m *Manifest) validateDecoder(p *problems) {
 	p.within("decoder.head_dim", d.HeadDim, 1, 1<<12)
 	p.within("decoder.vocab_size", d.VocabSize, 1, 1<<24)
 	p.within("decoder.max_positions", d.MaxPositions, 1, 1<<24)
+	p.check(slices.Contains([]string{"float32", "float16"}, d.CacheDType), "decoder.cache_dtype is %q; known are float32 and float16", d.CacheDType)
 	if d.Rope != nil {
 		p.within("decoder.rope.dim", d.Rope.Dim, 2, d.HeadDim)
 		p.check(d.Rope.Theta > 0, "decoder.rope.theta is %v", d.Rope.Theta)

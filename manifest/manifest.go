@@ -12,12 +12,18 @@ const FormatVersion = 1
 // FileName is the name of the manifest inside a model folder.
 const FileName = "model.toml"
 
+// TargetCUDA is Manifest.Target of graphs for CUDA.
+const TargetCUDA = "cuda"
+
 // Manifest is model.toml.
 type Manifest struct {
 	FormatVersion int    `toml:"format_version"`
 	Family        string `toml:"family"`    // informative: printed, never compared
 	Precision     string `toml:"precision"` // what was asked of convert: fp32, fp16, int8, int4 or auto
-	Converter     string `toml:"converter"` // version of the program that wrote the folder
+	// Target is what the graphs were made to run on: "cuda", whose operators and float16 caches the CPU computes too, slowly;
+	// empty is the CPU.
+	Target    string `toml:"target,omitempty"`
+	Converter string `toml:"converter"` // version of the program that wrote the folder
 
 	Source     Source               `toml:"source"`
 	Components map[string]Component `toml:"components"`

@@ -154,7 +154,8 @@ func calibrate(ctx context.Context, a *app, o CalibrationOptions, opts convert.O
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	precision, budget := opts.Precision, opts.Budget
-	opts.Precision, opts.Force, opts.Statistics, opts.Budget = "fp32", false, nil, 0
+	target := opts.Target
+	opts.Precision, opts.Target, opts.Force, opts.Statistics, opts.Budget = "fp32", string(blocks.CPU), false, nil, 0
 	opts.Out = filepath.Join(temp, "answers")
 	requests, err := answered(ctx, a, o, opts, list)
 	if err != nil {
@@ -164,8 +165,8 @@ func calibrate(ctx context.Context, a *app, o CalibrationOptions, opts convert.O
 	asked.Budget = budget
 	opts.Out, opts.Gather, opts.Hessians = filepath.Join(temp, "reports"), true, int64(o.Memory)<<20
 	found, err := observed(ctx, a, opts, requests)
-	if err != nil || precision != string(blocks.Auto) || len(found.steps) == 0 {
-		return found, err
+	if err != nil || precision != string(blocks.Auto) || len(found.steps) == 0 || target == string(blocks.CUDA) {
+		return found, err // what is measured are the CPU's graphs
 	}
 	if err := os.RemoveAll(opts.Out); err != nil {
 		return nil, err

@@ -21,6 +21,7 @@ import (
 type ConvertOptions struct {
 	Out       string
 	Precision string
+	Target    string
 	Plan      bool
 	Force     bool
 	JSON      bool
@@ -33,6 +34,8 @@ func (o *ConvertOptions) AddFlags(f *pflag.FlagSet) {
 	o.Precision = "auto"
 	f.StringVarP(&o.Out, "out", "o", "", "the model `folder` to make")
 	f.Var(&choice{&o.Precision, []string{"auto", "fp32", "fp16", "int8", "int4"}}, "precision", "how weights are stored: auto, fp32, fp16, int8, int4")
+	o.Target = "cpu"
+	f.Var(&choice{&o.Target, []string{"cpu", "cuda"}}, "target", "what the graphs are made for: cpu, cuda (float16 arithmetic and caches; fp32, fp16, int4)")
 	f.BoolVar(&o.Plan, "plan", false, "build everything, write nothing; CHECKPOINT may then be an inventory (.json.gz)")
 	f.BoolVar(&o.Force, "force", false, "replace the model folder when it exists")
 	f.BoolVar(&o.JSON, "json", false, "print the summary as JSON")
@@ -73,7 +76,7 @@ func runConvert(ctx context.Context, a *app, o ConvertOptions, checkpoint string
 		return badInputf("--plan reads no weights, and --budget chooses layers by them: give one of them")
 	}
 	opts := convert.Options{
-		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Budget: o.Budget, Plan: o.Plan, Force: o.Force,
+		Checkpoint: checkpoint, Out: o.Out, Precision: o.Precision, Target: o.Target, Budget: o.Budget, Plan: o.Plan, Force: o.Force,
 		Version: buildVersion().Version, Logger: a.log,
 	}
 	if err := calibrateFor(ctx, a, o.CalibrationOptions, &opts); err != nil {
@@ -109,7 +112,7 @@ func printConversion(a *app, s *convert.Summary) error {
 	if s.Planned {
 		did = "planned"
 	}
-	fmt.Fprintf(a.stdout, "%s %s: %s (%s), precision %s\n", did, firstOf(s.Out, s.Checkpoint), s.Family, s.Architecture, s.Precision)
+	fmt.Fprintf(a.stdout, "%s %s: %s (%s), precision %s, for %s\n", did, firstOf(s.Out, s.Checkpoint), s.Family, s.Architecture, s.Precision, s.Target)
 	if err := printComponents(a, s); err != nil {
 		return err
 	}

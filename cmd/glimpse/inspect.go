@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,7 @@ type inspection struct {
 	Path        string               `json:"path"`
 	Family      string               `json:"family"`
 	Precision   string               `json:"precision"`
+	Target      string               `json:"target"`
 	Converter   string               `json:"converter"`
 	Source      inspectedSource      `json:"source"`
 	Components  []inspectedComponent `json:"components"`
@@ -149,7 +151,7 @@ func inspectModel(a *app, o InspectOptions, path string) error {
 
 func inspect(path string, m *manifest.Manifest) *inspection {
 	in := &inspection{
-		Path: path, Family: m.Family, Precision: m.Precision, Converter: m.Converter,
+		Path: path, Family: m.Family, Precision: m.Precision, Target: cmp.Or(m.Target, "cpu"), Converter: m.Converter,
 		Source: inspectedSource{m.Source.Name, m.Source.Architecture, len(m.Source.Files)},
 		Prompt: inspectedPrompt{m.Prompt.Template, m.Prompt.Placeholder, m.Prompt.Caption},
 		Tokens: map[string]any{"image": m.Tokens.Image, "bos": m.Tokens.BOS, "eos": m.Tokens.EOS, "pad": m.Tokens.Pad},
@@ -230,7 +232,7 @@ const shownPorts = 10
 
 func printModel(a *app, in *inspection) error {
 	w := a.stdout
-	fmt.Fprintf(w, "%s: %s, precision %s, from %s (%s), by %s\n", in.Path, in.Family, in.Precision, in.Source.Name, in.Source.Architecture, in.Converter)
+	fmt.Fprintf(w, "%s: %s, precision %s for %s, from %s (%s), by %s\n", in.Path, in.Family, in.Precision, in.Target, in.Source.Name, in.Source.Architecture, in.Converter)
 	t := newTable(w)
 	t.row("component", "file", "parameters", "size", "stored as")
 	parts := in.Components

@@ -3,6 +3,7 @@ package blocks_test
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	"glimpse/convert/blocks"
@@ -59,6 +60,71 @@ func TestLinearInEveryFormat(t *testing.T) {
 				near(t, fmt.Sprintf("row %d", r), out["y"][r*48:(r+1)*48], want[r*48:(r+1)*48], tc.tolerance)
 			}
 		})
+	}
+}
+
+// The same for CUDA, in float16; the operators run on the CPU here, whose kernels take float16 too. The row a thousand times
+// larger stays: each value of it fits float16.
+func TestLinearForCUDA(t *testing.T) {
+	x, w, bias := random(1, 5, 64), random(2, 48, 64), random(3, 48)
+	for i := range 64 {
+		x.data[2*64+i] *= 1000
+	}
+	want := linear(x, w, bias)
+	for _, tc := range []struct {
+		asked     blocks.Precision
+		role      blocks.Role
+		kind      blocks.Kind
+		layer     int
+		tolerance float64
+		stored    string
+	}{
+		{blocks.FP32, blocks.Decoder, blocks.MLP, 1, 1e-6, "fp32"},
+		{blocks.FP16, blocks.Decoder, blocks.MLP, 1, 2e-3, "fp16"},
+		{blocks.FP16, blocks.Encoder, blocks.Wide, 1, 1e-6, "fp32"}, // float32 throughout, as asked
+		{blocks.INT4, blocks.Decoder, blocks.MLP, 0, 0.02, "int8"},  // first layer: int8 in blocks
+		{blocks.INT4, blocks.Decoder, blocks.MLP, 1, 0.15, "int4"},
+		{blocks.INT4, blocks.Vision, blocks.MLP, 1, 2e-3, "fp16"},
+		{blocks.INT4, blocks.Connector, blocks.Project, 1, 2e-3, "fp16"},
+		{blocks.Auto, blocks.Decoder, blocks.MLP, 1, 2e-3, "fp16"},
+	} {
+		t.Run(fmt.Sprintf("%s %s %s layer %d", tc.asked, tc.role, tc.kind, tc.layer), func(t *testing.T) {
+			tensors := account(t, map[string]array{"p.weight": w, "p.bias": bias})
+			tensors.Guide.Target = blocks.CUDA
+			policy := blocks.Policy{Asked: tc.asked, Role: tc.role, Layers: 3}
+			out := run(t, tensors, policy, func(b *blocks.Builder) {
+				in := b.Input("x", onnx.Float, onnx.Free("rows"), onnx.Fixed(64))
+				b.Output("y", b.Dense(in, "p", "p", 48, 64, tc.kind, tc.layer), onnx.Float, onnx.Free("rows"), onnx.Fixed(48))
+				if err := b.ForCUDA(); err != nil {
+					t.Fatal(err)
+				}
+				if _, formats := b.Parameters(); formats[tc.stored] < 48*64 {
+					t.Errorf("stored as %v, want %s", formats, tc.stored)
+				}
+			}, map[string]*graphs.Tensor{"x": tensor(t, x)}, map[string][]int64{"y": {5, 48}})
+			for r := range 5 {
+				near(t, fmt.Sprintf("row %d", r), out["y"][r*48:(r+1)*48], want[r*48:(r+1)*48], tc.tolerance)
+			}
+		})
+	}
+}
+
+// What the CUDA provider cannot compute is refused by name.
+func TestTargets(t *testing.T) {
+	if _, err := blocks.ParseTarget("cuda", blocks.INT8); err == nil || !strings.Contains(err.Error(), "MatMulIntegerToFloat") {
+		t.Errorf("int8 for cuda: %v", err)
+	}
+	if _, err := blocks.ParseTarget("npu", blocks.FP32); err == nil || !strings.Contains(err.Error(), `"npu"`) {
+		t.Errorf("npu: %v", err)
+	}
+	for name, want := range map[string]blocks.Target{"": blocks.CPU, "cpu": blocks.CPU, "cuda": blocks.CUDA} {
+		if got, err := blocks.ParseTarget(name, blocks.INT4); err != nil || got != want {
+			t.Errorf("%q: %v, %v", name, got, err)
+		}
+	}
+	big := blocks.Policy{Asked: blocks.Auto, Target: blocks.CUDA, Role: blocks.Decoder, Params: 7e9, Layers: 32}
+	if f := big.Linear(blocks.MLP, 5); f != blocks.FormatInt4Block {
+		t.Errorf("auto of 7 B for cuda: %v", f)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 // Guide is what a conversion knows besides the checkpoint. The zero value is nothing.
 type Guide struct {
+	// Target is what the graphs are to run on; empty is CPU.
+	Target Target
 	// Statistics of the layers' inputs; nil for none.
 	Statistics *calibration.Statistics
 	// Formats, by calibration.Key, take the place of the policy's.

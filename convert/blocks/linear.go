@@ -20,12 +20,15 @@ type Builder struct {
 	smoothed   int             // Linears whose inputs are smoothed
 	blockwise  map[*onnx.Node]blockwise
 	derived    bool // from another component, whose weights these are
+	kept       map[*onnx.Node]bool
+	residual   bool // the sums of layers leave float16's range; see WideResidual
 }
 
 // NewBuilder starts the graph of a component.
 func NewBuilder(name string, tensors *Tensors, policy Policy) *Builder {
+	policy.Target = tensors.Guide.Target
 	return &Builder{Graph: onnx.NewGraph(name), Tensors: tensors, Policy: policy, formats: map[string]int64{},
-		gathered: map[string]bool{}, blockwise: map[*onnx.Node]blockwise{}}
+		gathered: map[string]bool{}, blockwise: map[*onnx.Node]blockwise{}, kept: map[*onnx.Node]bool{}}
 }
 
 // Parameters returns the number of weight elements in the graph, and how many are stored in each format.
@@ -57,9 +60,19 @@ func (b *Builder) count(w Weight, format string) {
 	b.formats[format] += w.Elements()
 }
 
-// Param adds a weight as it is, in float32: norm scales, position tables, biases.
+// Param adds a weight as it is, in float32: norm scales, position tables, biases. ForCUDA stores it as float16 where what uses it
+// computes so.
 func (b *Builder) Param(name string, w Weight) *onnx.Value {
-	b.count(w, FormatFP32.Name)
+	if b.halves() && !b.residual {
+		b.count(w, FormatFP16.Name)
+	} else {
+		b.count(w, FormatFP32.Name)
+	}
+	return b.param(name, w)
+}
+
+// param is Param that is not counted.
+func (b *Builder) param(name string, w Weight) *onnx.Value {
 	return b.AddPayload(&plainPayload{w, onnx.Float}, onnx.WeightSpec{Name: name, DType: onnx.Float, Shape: w.shape})[0]
 }
 
@@ -83,7 +96,8 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 		b.gather(x, l)
 		switch f := b.format(l); {
 		case f == FormatFP32:
-			y = b.gemm(x, b.Param("weight", l.W), bias)
+			b.count(l.W, FormatFP32.Name)
+			y = b.gemm(x, b.param("weight", l.W), bias)
 		case f == FormatFP16:
 			y = b.gemm(x, b.half("weight", l.W), bias)
 		case f.Block > 0:
@@ -91,6 +105,9 @@ func (b *Builder) Linear(x *onnx.Value, l Linear) (y *onnx.Value) {
 			b.blockwise[b.Nodes[len(b.Nodes)-1]] = blockwise{l, f.Name, bias}
 		default:
 			y = b.int8Rows(x, l.W, bias)
+		}
+		if l.Kind == Wide {
+			b.kept[b.Nodes[len(b.Nodes)-1]] = true
 		}
 	})
 	return y
@@ -110,10 +127,13 @@ func (b *Builder) Dense(x *onnx.Value, name, path string, out, in int64, kind Ki
 	return b.Linear(x, Linear{Name: name, W: b.Tensors.Weight(path+".weight", out, in), B: &bias, Kind: kind, Layer: layer})
 }
 
-// half stores a weight as float16 and widens it in the graph; ONNX Runtime folds the Cast when it loads the model.
+// half stores a weight as float16. For the CPU it is widened in the graph; ONNX Runtime folds the Cast when it loads the model.
 func (b *Builder) half(name string, w Weight) *onnx.Value {
 	b.count(w, FormatFP16.Name)
 	v := b.AddPayload(&plainPayload{w, onnx.Float16}, onnx.WeightSpec{Name: name, DType: onnx.Float16, Shape: w.shape})[0]
+	if b.Policy.Target == CUDA {
+		return v
+	}
 	return b.Op("Cast", []*onnx.Value{v}, onnx.Int("to", int64(onnx.Float)))
 }
 
@@ -122,7 +142,8 @@ func (b *Builder) gemm(x, w, bias *onnx.Value) *onnx.Value {
 	return b.Op("Gemm", []*onnx.Value{x, w, bias}, onnx.Int("transB", 1))
 }
 
-// matMulNBits is the blockwise operator; accuracy_level 4 computes with int8 activations in blocks of the same size.
+// matMulNBits is the blockwise operator. On the CPU accuracy_level 4 computes with int8 activations in blocks of the same size; on
+// CUDA there is no such level, and scales have the type of the activations.
 func (b *Builder) matMulNBits(x *onnx.Value, w Weight, f Format, bias *onnx.Value) *onnx.Value {
 	bits := int64(4)
 	if f.Name == "int8" {
@@ -131,11 +152,17 @@ func (b *Builder) matMulNBits(x *onnx.Value, w Weight, f Format, bias *onnx.Valu
 	b.count(w, f.Name)
 	n, k := w.shape[0], w.shape[1]
 	blocks := (k + f.Block - 1) / f.Block
-	packed := b.AddPayload(&blockPayload{w: w, bits: int(bits), block: int(f.Block), inputs: b.statistics(k)},
+	scales := onnx.Float
+	attrs := []onnx.Attr{onnx.Int("K", k), onnx.Int("N", n), onnx.Int("bits", bits), onnx.Int("block_size", f.Block)}
+	if b.Policy.Target == CUDA {
+		scales = onnx.Float16
+	} else {
+		attrs = append(attrs, onnx.Int("accuracy_level", int64(4)))
+	}
+	packed := b.AddPayload(&blockPayload{w: w, bits: int(bits), block: int(f.Block), inputs: b.statistics(k), scales: scales},
 		onnx.WeightSpec{Name: "weight_quant", DType: onnx.Uint8, Shape: []int64{n, blocks, f.Block * bits / 8}},
-		onnx.WeightSpec{Name: "weight_scale", DType: onnx.Float, Shape: []int64{n, blocks}})
-	return b.Contrib("MatMulNBits", []*onnx.Value{x, packed[0], packed[1], onnx.None, onnx.None, bias},
-		onnx.Int("K", k), onnx.Int("N", n), onnx.Int("bits", bits), onnx.Int("block_size", f.Block), onnx.Int("accuracy_level", int64(4)))
+		onnx.WeightSpec{Name: "weight_scale", DType: scales, Shape: []int64{n, blocks}})
+	return b.Contrib("MatMulNBits", []*onnx.Value{x, packed[0], packed[1], onnx.None, onnx.None, bias}, attrs...)
 }
 
 // int8Rows multiplies int8 weights, one scale an output channel, by activations that are quantized row by row: a row is divided

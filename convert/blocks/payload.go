@@ -5,6 +5,7 @@ package blocks
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"unsafe"
@@ -24,6 +25,9 @@ type plainPayload struct {
 }
 
 func (p *plainPayload) String() string { return p.w.String() }
+
+// Half is the same weight stored as float16.
+func (p *plainPayload) Half() onnx.Payload { return &plainPayload{p.w, onnx.Float16} }
 
 func (p *plainPayload) Produce(ctx context.Context, sink onnx.Sink) error {
 	defer p.w.src.release()
@@ -118,6 +122,7 @@ type blockPayload struct {
 	bits   int
 	block  int
 	inputs *calibration.Layer // nil for nothing
+	scales onnx.DType         // float32 or float16
 }
 
 // searchedScales is quantize.Blocks.Search of 4-bit weights. 8-bit ones are close enough as they are.
@@ -157,7 +162,7 @@ func (p *blockPayload) Produce(ctx context.Context, sink onnx.Sink) error {
 	}
 	packed := make([]byte, rows*rowBytes)
 	scales := make([]float32, rows*blocks)
-	raw := make([]byte, 0, 4*len(scales))
+	raw := make([]byte, 4*len(scales))
 	return eachRows(ctx, p.w, func(row int64, values []float32) error {
 		count := int64(len(values)) / k
 		to, scale := packed[:count*rowBytes], scales[:count*blocks]
@@ -169,10 +174,17 @@ func (p *blockPayload) Produce(ctx context.Context, sink onnx.Sink) error {
 		if err != nil {
 			return err
 		}
-		raw = float32Bytes(raw[:0], scales[:count*blocks])
 		if err := sink.WriteAt(0, packed[:count*rowBytes], row*rowBytes); err != nil {
 			return err
 		}
-		return sink.WriteAt(1, raw, 4*row*blocks)
+		if p.scales == onnx.Float16 {
+			raw = raw[:2*count*blocks]
+			if quantize.Float16(raw, scale) > 0 {
+				return errors.New("a scale does not fit float16: convert with --precision fp32")
+			}
+		} else {
+			raw = float32Bytes(raw[:0], scale)
+		}
+		return sink.WriteAt(1, raw, p.scales.Size()*row*blocks)
 	})
 }

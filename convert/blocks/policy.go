@@ -34,6 +34,32 @@ func ParsePrecision(s string) (Precision, error) {
 	return "", fmt.Errorf("precision %q is not known: use one of %v", s, Precisions)
 }
 
+// Target is what the graphs are made to run on.
+type Target string
+
+// The targets that convert takes.
+const (
+	CPU  Target = "cpu"
+	CUDA Target = "cuda"
+)
+
+// Targets lists them as the command line does.
+var Targets = []Target{CPU, CUDA}
+
+// ParseTarget checks a target's name and that it computes in the precision.
+func ParseTarget(s string, precision Precision) (Target, error) {
+	switch t := Target(s); {
+	case s == "":
+		return CPU, nil
+	case !slices.Contains(Targets, t):
+		return "", fmt.Errorf("target %q is not known: use one of %v", s, Targets)
+	case t == CUDA && precision == INT8:
+		return "", fmt.Errorf("--target cuda has no int8: int8 activations are computed by an operator (MatMulIntegerToFloat) that ONNX Runtime's CUDA provider does not have; use fp16, int4 or fp32")
+	default:
+		return t, nil
+	}
+}
+
 // Role is what a component does in the model; the policy treats components by role and not by family.
 type Role string
 
@@ -68,7 +94,7 @@ type Format struct {
 	Block int64
 }
 
-// The formats in use. Weights in fp16 are widened when the model is loaded: it is a storage format.
+// The formats in use. For the CPU fp16 is a storage format: weights are widened when the model is loaded.
 var (
 	FormatFP32      = Format{Name: "fp32"}
 	FormatFP16      = Format{Name: "fp16"}
@@ -93,6 +119,7 @@ const smallDecoder = 2_000_000_000
 // Policy maps layers to formats for one component.
 type Policy struct {
 	Asked  Precision
+	Target Target // empty is CPU
 	Role   Role
 	Params int64 // elements of the component's weights
 	Layers int   // of the component's stack
@@ -106,6 +133,9 @@ func (p Policy) resolved() Precision {
 	if (p.Role == Decoder || p.Role == Encoder) && p.Params >= smallDecoder {
 		return INT4
 	}
+	if p.Target == CUDA {
+		return FP16
+	}
 	return INT8
 }
 
@@ -114,7 +144,7 @@ func (p Policy) Linear(kind Kind, layer int) Format {
 	switch asked := p.resolved(); {
 	case asked == FP32, kind == Wide:
 		return FormatFP32
-	case asked == FP16:
+	case asked == FP16, p.Target == CUDA && (p.Role == Vision || p.Role == Connector || kind == Project || kind == Patch):
 		return FormatFP16
 	case p.Role == Connector, kind == Project:
 		return FormatFP32 // a few matrices between the towers: cheap, and every picture token passes through them

@@ -111,6 +111,7 @@ func (c gemmaConfig) cache() blocks.Cache {
 // build adds the whole decoder.
 func (c gemmaConfig) build(b *blocks.Builder, prefix, head string) {
 	t, h, cache := b.Tensors, c.HiddenSize, c.cache()
+	b.WideResidual() // releases were trained in bfloat16; their sums pass 65504
 	step := b.StepInputs(h, cache)
 	var full, local *blocks.Step
 	opened := b.Opened(step)

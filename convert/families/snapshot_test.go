@@ -21,6 +21,12 @@ var update = flag.Bool("update", false, "write the graph snapshots again")
 // planTiny plans a golden checkpoint from its configuration and tensor list.
 func planTiny(t *testing.T, set string, precision blocks.Precision) *families.Plan {
 	t.Helper()
+	return planFor(t, set, precision, blocks.CPU)
+}
+
+// planFor is planTiny for a target.
+func planFor(t *testing.T, set string, precision blocks.Precision, target blocks.Target) *families.Plan {
+	t.Helper()
 	if _, err := os.Stat(filepath.Join("../../testdata/goldens", set, "pieces.toml")); err == nil {
 		return planPieces(t, set, precision)
 	}
@@ -45,6 +51,7 @@ func planTiny(t *testing.T, set string, precision blocks.Precision) *families.Pl
 		cp = withParts(t, r, folder, cp, parts)
 	}
 	tensors := blocks.NewTensors(cp)
+	tensors.Guide.Target = target
 	plan, err := family.Plan(r, tensors, families.Options{Precision: precision})
 	if err != nil {
 		t.Fatal(err)
@@ -99,28 +106,56 @@ func TestGraphSnapshots(t *testing.T) {
 			for _, c := range plan.Components {
 				name := strings.Join([]string{set, string(precision), c.Name}, ".") + ".txt"
 				t.Run(name, func(t *testing.T) {
-					var got bytes.Buffer
-					if err := c.Builder.WriteText(&got); err != nil {
-						t.Fatal(err)
-					}
-					path := filepath.Join("testdata", name)
-					if *update {
-						if err := os.MkdirAll("testdata", 0o755); err != nil {
-							t.Fatal(err)
-						}
-						if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-							t.Fatal(err)
-						}
-					}
-					want, err := os.ReadFile(path)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if diff := cmp.Diff(string(want), got.String()); diff != "" {
-						t.Errorf("the graph changed (-snapshot +now); run with -update if that is meant:\n%s", diff)
-					}
+					compareSnapshot(t, name, c.Builder)
 				})
 			}
+		}
+	}
+}
+
+// compareSnapshot compares a graph's text with the file of that name.
+func compareSnapshot(t *testing.T, name string, b *blocks.Builder) {
+	t.Helper()
+	var got bytes.Buffer
+	if err := b.WriteText(&got); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("the graph changed (-snapshot +now); run with -update if that is meant:\n%s", diff)
+	}
+}
+
+// TestGraphSnapshotsForCUDA shows what becomes of graphs in float16: a decoder with and without a wide residual stream, an
+// encoder, attention with a mask, and towers.
+func TestGraphSnapshotsForCUDA(t *testing.T) {
+	for _, tc := range []struct {
+		set       string
+		precision blocks.Precision
+	}{
+		{"llava15-tiny", blocks.FP16}, {"llava15-tiny", blocks.INT4}, {"llava15-tiny", blocks.FP32}, {"blip2-t5-tiny", blocks.FP16}, {"gemma3-tiny", blocks.FP16},
+	} {
+		plan := planFor(t, tc.set, tc.precision, blocks.CUDA)
+		for _, c := range plan.Components {
+			name := strings.Join([]string{tc.set, "cuda", string(tc.precision), c.Name}, ".") + ".txt"
+			t.Run(name, func(t *testing.T) {
+				if err := c.Builder.ForCUDA(); err != nil {
+					t.Fatal(err)
+				}
+				compareSnapshot(t, name, c.Builder)
+			})
 		}
 	}
 }

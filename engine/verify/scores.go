@@ -98,6 +98,9 @@ func (k *checker) matrix(name string, t *engine.ScoreTrace, want [][]float64) {
 		return
 	}
 	row := Row{Array: name + " in cases.json", Tolerance: exactTolerance, OK: true}
+	if k.half {
+		row.Tolerance = halfExact
+	}
 	have := t.Arrays[name]
 	i := 0
 	for _, values := range want {
@@ -108,7 +111,7 @@ func (k *checker) matrix(name string, t *engine.ScoreTrace, want [][]float64) {
 			}
 			d := math.Abs(float64(have.Data[i]) - v)
 			i++
-			if !(d <= exactTolerance) {
+			if !(d <= row.Tolerance) {
 				row.OK, row.Note = false, fmt.Sprintf("value %d: have %g, want %g", i-1, have.Data[i-1], v)
 			}
 			row.MaxAbsDiff = max(row.MaxAbsDiff, d)
@@ -136,7 +139,11 @@ func exact(s *manifest.Scoring, name string) bool {
 
 // tolerance returns what an array may be off, absolute.
 func (k *checker) tolerance(name string, want golden.Array) float64 {
-	if exact(k.engine.Manifest().Scoring, name) {
+	isExact := exact(k.engine.Manifest().Scoring, name)
+	switch {
+	case k.half:
+		return halfTolerance(name, want, isExact)
+	case isExact:
 		return exactTolerance
 	}
 	return tolerance(name, want)

@@ -81,6 +81,8 @@ type Expected struct {
 	Text            *string `json:"text"`
 	Finish          string  `json:"finish"`
 	IDsStable       bool    `json:"ids_stable"`
+	// MinMargin is the smallest distance between the two largest logits of a step; nil where the case does not say.
+	MinMargin *float64 `json:"min_margin"`
 
 	TextRaw       *string `json:"text_raw"` // of all generated ids, where Text is cut
 	IDsOfText     []int32 `json:"ids_allowed_all"`

@@ -112,6 +112,10 @@ type Options struct {
 	// Reproducible leaves out what differs between two runs: times and log-probabilities.
 	Reproducible bool
 
+	// Busy is where the model that answers says when it worked; nil: the model is elsewhere, unless it is an *Answerer, which
+	// needs none.
+	Busy *Busy
+
 	// ByReference leaves pictures in object stores to the Answerer, which must read them.
 	ByReference bool
 
@@ -174,28 +178,57 @@ func Caption(ctx context.Context, model Captioner, o Options) (*Summary, error) 
 
 // Run is Caption with a model that may be elsewhere: Ask must name it and its prompts.
 func Run(ctx context.Context, answerer row.Answerer, o Options) (*Summary, error) {
+	b, err := Open(ctx, o)
+	if err != nil {
+		return &Summary{}, err
+	}
+	summary, err := b.Run(ctx, answerer)
+	return summary, errors.Join(err, b.Close())
+}
+
+// Batch is a run whose output is open, and locked against other runs.
+type Batch struct{ r *runner }
+
+// Open opens inputs and output. The caller closes the batch.
+func Open(ctx context.Context, o Options) (*Batch, error) {
 	o = withDefaults(o)
 	if err := o.validate(); err != nil {
-		return &Summary{}, err
+		return nil, err
 	}
 	o.Source.MaxBytes, o.Source.MaxClip = o.MaxBytes, o.MaxClip
 	o.Source.Videos = o.Tools.Clip != nil && !o.Clips.Off
 	inputs, err := source.New(o.Inputs, o.Source)
 	if err != nil {
-		return &Summary{}, asInput(err, source.ErrInput)
+		return nil, asInput(err, source.ErrInput)
 	}
-	r := newRunner(o, answerer, inputs)
+	r := newRunner(o, inputs)
 	o.Sink.Settings, o.Sink.Visit = row.Hash(r.promptHash, r.opts.ModelHash), r.visit
 	if r.out, err = sink.Open(ctx, o.Sink); err != nil {
-		return &Summary{}, asInput(err, sink.ErrInput)
+		return nil, asInput(err, sink.ErrInput)
 	}
 	r.reader.KeepBytes = r.out.NeedsData()
-	err = r.run(ctx)
+	return &Batch{r}, nil
+}
+
+// State is where something that belongs to this output and is kept until it is finished may lie: a path beside the journal.
+// It is "" where nothing is kept, as on standard output.
+func (b *Batch) State(name string) string { return b.r.out.State(name) }
+
+// Close releases the output; closing again is harmless.
+func (b *Batch) Close() error {
+	if err := b.r.out.Close(); err != nil {
+		return fmt.Errorf("finish %s: %w", b.r.opts.Sink.Out, err)
+	}
+	return nil
+}
+
+// Run writes one row for every input that has none yet, as Caption does. It is called once.
+func (b *Batch) Run(ctx context.Context, answerer row.Answerer) (*Summary, error) {
+	r := b.r
+	r.answeredBy(answerer)
+	err := r.run(ctx)
 	if err == nil {
 		err = r.out.Finish()
-	}
-	if cerr := r.out.Close(); cerr != nil && !errors.Is(err, cerr) {
-		err = errors.Join(err, fmt.Errorf("finish %s: %w", o.Sink.Out, cerr))
 	}
 	r.summary.Elapsed = time.Since(r.start)
 	r.summary.Idle = r.idle(time.Now())

@@ -326,16 +326,16 @@ func TestShelfTakesPicturesOfAsManyTilesTogether(t *testing.T) {
 func TestIdleShare(t *testing.T) {
 	start := time.Now()
 	at := func(s float64) time.Time { return start.Add(time.Duration(s * float64(time.Second))) }
-	var b busy
+	var b Busy
 	for _, s := range [][2]float64{{5, 6}, {1, 2}, {1.5, 3}, {5.2, 5.4}, {8, 10}} {
-		b.add(at(s[0]), at(s[1]))
+		b.Add(at(s[0]), at(s[1]))
 	}
 	if idle := b.idle(start, at(10)); idle < 0.499 || idle > 0.501 {
 		t.Errorf("idle %v, want half", idle)
 	}
-	b = busy{}
+	b = Busy{}
 	for i := range 3 * keepSpans {
-		b.add(at(float64(i)), at(float64(i)+0.25))
+		b.Add(at(float64(i)), at(float64(i)+0.25))
 	}
 	if idle := b.idle(start, at(3*keepSpans)); idle < 0.7499 || idle > 0.7501 {
 		t.Errorf("idle %v of many spans, want three quarters", idle)

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,17 @@ type job struct {
 	done    func() // to be called when the row is durable; nil: nothing
 }
 
+// content tells what a picture holds now from what it held in another run.
+func (j *job) content() string {
+	switch {
+	case j.row.SHA256 != "":
+		return j.row.SHA256
+	case j.version != 0:
+		return strconv.FormatUint(j.version, 16)
+	}
+	return ""
+}
+
 type runner struct {
 	opts       Options
 	promptHash string
@@ -63,7 +75,7 @@ type runner struct {
 	listed     map[row.Key]struct{} // by this run; the lister's
 	originals  originals            // admission's
 	memory     *semaphore.Weighted
-	busy       busy
+	busy       *Busy // nil: the model is elsewhere
 	start      time.Time
 
 	total   atomic.Int64 // -1 while counting
@@ -78,21 +90,27 @@ type runner struct {
 	synced   time.Time
 }
 
-func newRunner(o Options, answerer row.Answerer, inputs *source.Source) *runner {
-	r := &runner{opts: o, promptHash: o.Ask.Hash(), answerer: answerer, source: inputs, listed: map[row.Key]struct{}{},
-		memory: semaphore.NewWeighted(o.Memory), start: time.Now()}
+func newRunner(o Options, inputs *source.Source) *runner {
+	r := &runner{opts: o, promptHash: o.Ask.Hash(), source: inputs, listed: map[row.Key]struct{}{},
+		memory: semaphore.NewWeighted(o.Memory), busy: o.Busy, start: time.Now()}
 	r.reader = Reader{Ask: o.Ask, Tools: o.Tools, PHash: o.PHash, Store: o.Source.Store, Limit: o.MaxBytes, MaxClip: o.MaxClip}
 	r.originals = newOriginals(o.Dedupe, o.Distance)
 	r.summary.Errors = map[string]int64{}
 	if o.Reproducible {
 		r.opts.Logprob = false
 	}
-	if local, ok := answerer.(*Answerer); ok {
-		local.Busy = r.busy.add
-		local.frames = semaphore.NewWeighted(o.Memory)
-		local.memory = o.Memory
-	}
 	return r
+}
+
+// answeredBy says who answers.
+func (r *runner) answeredBy(answerer row.Answerer) {
+	r.answerer, r.start = answerer, time.Now()
+	if local, ok := answerer.(*Answerer); ok {
+		r.busy = &Busy{}
+		local.Busy = r.busy.Add
+		local.frames = semaphore.NewWeighted(r.opts.Memory)
+		local.memory = r.opts.Memory
+	}
 }
 
 // run returns when everything it started has ended.
@@ -348,7 +366,7 @@ func (r *runner) ask(ctx context.Context, ready *shelf, finished chan<- *job) er
 		if !ok {
 			return ctx.Err()
 		}
-		task := row.Task{Key: j.key, ID: j.row.ID, Source: j.item.Path, Data: j.data, Tiles: j.tiles, Ref: j.item.Ref}
+		task := row.Task{Key: j.key, Content: j.content(), ID: j.row.ID, Source: j.item.Path, Data: j.data, Tiles: j.tiles, Ref: j.item.Ref}
 		if j.data != nil {
 			task.Ref = ""
 		}
@@ -372,7 +390,7 @@ func (r *runner) ask(ctx context.Context, ready *shelf, finished chan<- *job) er
 
 // idle is the share of the time so far in which the model had nothing to do, -1 where it is elsewhere.
 func (r *runner) idle(now time.Time) float64 {
-	if _, local := r.answerer.(*Answerer); !local {
+	if r.busy == nil {
 		return -1
 	}
 	return r.busy.idle(r.start, now)
@@ -382,7 +400,10 @@ func (r *runner) idle(now time.Time) float64 {
 func (r *runner) fill(to *Row, a *row.Answer) {
 	to.MS = math.Round(10*(to.MS+a.MS)) / 10
 	if a.Read != nil {
-		to.SHA256, to.Width, to.Height, to.PHash = a.Read.SHA256, a.Read.Width, a.Read.Height, a.Read.PHash
+		to.SHA256, to.Width, to.Height = a.Read.SHA256, a.Read.Width, a.Read.Height
+		if r.opts.PHash {
+			to.PHash = a.Read.PHash
+		}
 	}
 	if a.Clip != nil {
 		to.Clip, to.Width, to.Height = a.Clip, a.Width, a.Height

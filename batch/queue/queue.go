@@ -10,6 +10,10 @@
 //   - A result leaves GLIMPSE_RESULTS when its row is durable; a coordinator that dies finds it there when it comes back.
 //   - Tasks and results carry the row's key as message id, so that publishing again after a lost reply adds nothing, and a
 //     second result of the same task, which redelivery may bring, meets a row that is there.
+//   - A coordinator that waits long looks for its task and its result on the server, and publishes the task again, with
+//     another message id, where neither is there: a node that was lost may have taken them along.
+//
+// In a run on one machine coordinator, server and worker are one process. Then pictures pass by the server (Handover).
 //
 // docs/batch.md writes subjects and messages down; docs/scale.md says how large it gets.
 package queue
@@ -64,7 +68,14 @@ type Options struct {
 	AckWait     time.Duration // after which a task whose worker says nothing is given to another; 0: DefaultAckWait
 	Deliveries  int           // of a task, after which it is a dead letter; 0: DefaultDeliveries
 	Logger      *slog.Logger  // nil: nothing is logged
-	Objects     jetstream.StorageType
+
+	// Handover, where set, is that of the coordinator or worker in the same process.
+	Handover *Handover
+	// Private: the server is InProcess, and nobody else takes tasks. Then pictures go through Handover alone, a task that is not
+	// there has no owner, and what fails is not tried again on the same machine.
+	Private bool
+	// Where streams lie that are made; zero: in files.
+	Work, Results, Objects jetstream.StorageType
 
 	fetchWithin time.Duration // in which a worker gets at a picture, or gives it back; a video may take ten times that. 0: 5 minutes
 }
@@ -91,7 +102,8 @@ func (o Options) withDefaults() Options {
 // message is a task on the wire.
 type message struct {
 	Job    string          `json:"job"`
-	Key    string          `json:"key"` // of the row, 32 hex digits
+	Key    string          `json:"key"`             // of the row and its picture's content, 32 hex digits
+	Again  int             `json:"again,omitempty"` // how often it was published before
 	ID     string          `json:"id"`
 	Source string          `json:"source"`
 	Data   []byte          `json:"data,omitempty"`   // a small picture travels along; or
@@ -118,7 +130,22 @@ type dead struct {
 	Error      *row.ItemError `json:"error"`
 }
 
-func keyText(k row.Key) string { return hex.EncodeToString(k[:]) }
+// keyText tells a task from all others of its job: another content of the same name is another task.
+func keyText(t row.Task) string {
+	k := t.Key
+	if t.Content != "" {
+		k = row.KeyOf(string(k[:]), t.Content)
+	}
+	return hex.EncodeToString(k[:])
+}
+
+func taskSubject(modelHash, job, key string) string {
+	return workSubject + "." + subjectSafe(modelHash) + "." + subjectSafe(job) + "." + subjectSafe(key)
+}
+
+func answerSubject(job, key string) string {
+	return resultSubject + "." + subjectSafe(job) + "." + subjectSafe(key)
+}
 
 // subjectSafe makes a word of a subject out of anything.
 func subjectSafe(s string) string {
@@ -188,25 +215,82 @@ func (l *link) close() { l.nc.Close() }
 // machines with other settings must not take turns in changing them.
 func (l *link) makeStreams(ctx context.Context) error {
 	for _, c := range []jetstream.StreamConfig{
-		{Name: WorkStream, Subjects: []string{workSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "pictures that wait for a caption"},
-		{Name: ResultStream, Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "captions that wait for their row"},
-		{Name: DeadStream, Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: 30 * 24 * time.Hour, Description: "pictures that no worker could caption"},
+		{Name: WorkStream, Storage: l.o.Work, Subjects: []string{workSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "pictures that wait for a caption"},
+		{Name: ResultStream, Storage: l.o.Results, Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "captions that wait for their row"},
+		{Name: DeadStream, Storage: l.o.Work, Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: 30 * 24 * time.Hour, Description: "pictures that no worker could caption"},
 	} {
-		c.Storage, c.Replicas, c.Duplicates = jetstream.FileStorage, l.o.Replicas, dedupeWindow
-		if _, err := l.js.CreateStream(ctx, c); err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-			return fmt.Errorf("stream %s: %w", c.Name, err)
+		c.Replicas, c.Duplicates = l.o.Replicas, dedupeWindow
+		err := l.setUp(ctx, "stream "+c.Name, jetstream.ErrStreamNameAlreadyInUse, func(ctx context.Context) error {
+			_, err := l.js.CreateStream(ctx, c)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
-	if _, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.Objects}); err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
-		return fmt.Errorf("bucket %s: %w", objectBucket, err)
+	err := l.setUp(ctx, "bucket "+objectBucket, jetstream.ErrBucketExists, func(ctx context.Context) error {
+		_, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.Objects})
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	for bucket, life := range map[string]time.Duration{jobBucket: 30 * 24 * time.Hour, workerBucket: workerLifetime} {
-		if _, err := l.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, Replicas: l.o.Replicas, TTL: life}); err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
-			return fmt.Errorf("bucket %s: %w", bucket, err)
+		err := l.setUp(ctx, "bucket "+bucket, jetstream.ErrBucketExists, func(ctx context.Context) error {
+			_, err := l.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, Replicas: l.o.Replicas, Storage: l.o.Work, TTL: life})
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
+
+// setUpWithin is how long a cluster may take to make a stream: nodes that just started, or are loaded, elect leaders first.
+const setUpWithin = 3 * time.Minute
+
+// setUp makes something on the server, unless it is there. What the server refuses is final; what it does not answer in time,
+// or cannot do yet, is asked for again.
+func (l *link) setUp(ctx context.Context, what string, exists error, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, setUpWithin)
+	defer cancel()
+	for patience := 5 * time.Second; ; patience *= 2 {
+		attempt, cancel := context.WithTimeout(ctx, patience)
+		err := f(attempt)
+		cancel()
+		switch {
+		case err == nil || errors.Is(err, exists):
+			return nil
+		case !isTransient(err) || ctx.Err() != nil:
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		l.o.Logger.Debug("queue: trying again", "what", what, "error", err)
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+}
+
+// Of the server's errors, those that pass: no node to place a copy on yet, no leader yet, no room in its own queues.
+const (
+	codeNoPeers      jetstream.ErrorCode = 10005
+	codeNotAvailable jetstream.ErrorCode = 10008
+)
+
+// isTransient reports whether the same request may be granted later.
+func isTransient(err error) bool {
+	if refused := (*jetstream.APIError)(nil); errors.As(err, &refused) {
+		return refused.ErrorCode == codeNoPeers || refused.ErrorCode == codeNotAvailable
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) ||
+		errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, nats.ErrDisconnected)
+}
+
+// errGone is what an in-process server's silence means.
+var errGone = errors.New("the queue's server in this process does not answer; is its disk full?")
 
 // again does something until it works or ctx is done: the server may be away for a while, and what is published has a
 // message id, so that once too often does no harm.
@@ -219,11 +303,19 @@ const objectPatience = 20 * time.Minute
 
 // againFor is again with attempts of at most so long. An *row.ItemError is final.
 func (l *link) againFor(ctx context.Context, what string, longest time.Duration, f func(ctx context.Context) error) error {
+	if l.o.InProcess != nil { // a server in this process does not come back
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, 2*longest, errGone)
+		defer cancel()
+	}
 	pause, patience := 50*time.Millisecond, 3*time.Second
 	for ; ; patience = min(2*patience, longest) { // a large picture over a slow line gets the time it needs
 		attempt, cancel := context.WithTimeout(ctx, patience)
 		err := f(attempt)
 		cancel()
+		if err != nil && errors.Is(context.Cause(ctx), errGone) {
+			return fmt.Errorf("%s: %w: %w", what, errGone, err)
+		}
 		if err == nil || ctx.Err() != nil {
 			return errors.Join(ctx.Err(), err)
 		}
@@ -234,7 +326,6 @@ func (l *link) againFor(ctx context.Context, what string, longest time.Duration,
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 		pause = min(2*pause, 2*time.Second)
 	}
@@ -272,16 +363,20 @@ func (l *link) pause(ctx context.Context, what string, err error) {
 	}
 }
 
-// publish stores a message, once.
-func (l *link) publish(ctx context.Context, subject, id string, v any) error {
+// publish stores a message, once. known: one with this id was stored before.
+func (l *link) publish(ctx context.Context, subject, id string, v any) (known bool, err error) {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("publish to %s: %w", subject, err)
+		return false, fmt.Errorf("publish to %s: %w", subject, err)
 	}
-	return l.again(ctx, "publish to "+subject, func(ctx context.Context) error {
-		_, err := l.js.Publish(ctx, subject, data, jetstream.WithMsgID(id))
+	err = l.again(ctx, "publish to "+subject, func(ctx context.Context) error {
+		ack, err := l.js.Publish(ctx, subject, data, jetstream.WithMsgID(id))
+		if err == nil {
+			known = ack.Duplicate
+		}
 		return err
 	})
+	return known, err
 }
 
 // announce keeps a value of a bucket fresh until ctx is done.

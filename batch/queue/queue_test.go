@@ -218,6 +218,157 @@ func TestPictureThatCannotBeFetched(t *testing.T) {
 	}
 }
 
+// What a server loses with a node is noticed by who waits for it: a task without a worker, and a result on its way.
+func TestLostMessagesAreNoticed(t *testing.T) {
+	for _, lost := range []string{"task", "result", "delivery"} {
+		t.Run(lost, func(t *testing.T) {
+			o := Options{InProcess: serve(t, t.TempDir(), ""), AckWait: 200 * time.Millisecond}
+			c := client(t, o, "job")
+			defer c.Close()
+			if lost != "task" { // results are taken by nobody
+				c.stop()
+				c.running.Wait()
+			}
+			answers := make(chan *row.Answer, 1)
+			go func() {
+				a, done, err := c.Answer(t.Context(), task(1))
+				if err != nil {
+					t.Error(err)
+					answers <- nil
+					return
+				}
+				done()
+				answers <- a
+			}()
+			var calls atomic.Int64
+			work := func() {
+				working(t, o, Worker{Parallel: 1, Handle: func(ctx context.Context, ask json.RawMessage, task row.Task) (*row.Answer, error) {
+					calls.Add(1)
+					return echo(ctx, ask, task)
+				}})
+			}
+			switch lost {
+			case "task":
+				waitFor(t, "the task", func() bool { return messages(t, c.workStream) == 1 })
+				purge(t, c.workStream)
+				work()
+			case "result":
+				work()
+				waitFor(t, "the result", func() bool { return messages(t, c.resultStream) == 1 })
+				purge(t, c.resultStream)
+			case "delivery":
+				work()
+			}
+			select {
+			case a := <-answers:
+				if a == nil || a.Error != nil || a.Captions[0].Caption != "bytes 1" {
+					t.Errorf("%+v", a)
+				}
+			case <-time.After(30 * time.Second):
+				t.Fatal("nobody noticed")
+			}
+			if want := map[string]int64{"task": 1, "result": 2, "delivery": 1}[lost]; calls.Load() != want {
+				t.Errorf("answered %d times, want %d", calls.Load(), want)
+			}
+			if n := messages(t, c.resultStream); lost == "delivery" && n != 0 {
+				t.Errorf("%d results left", n)
+			}
+		})
+	}
+}
+
+// A run that goes on after a kill must not take the answer about what a file held before.
+func TestAnotherContentIsAnotherTask(t *testing.T) {
+	o := Options{InProcess: serve(t, t.TempDir(), "")}
+	working(t, o, Worker{Parallel: 1, Handle: echo})
+	first := client(t, o, "job")
+	cat := task(1)
+	cat.Content = "hash of a cat"
+	if _, _, err := first.Answer(t.Context(), cat); err != nil { // and never done()
+		t.Fatal(err)
+	}
+	first.Close()
+	second := client(t, o, "job")
+	defer second.Close()
+	dog := cat
+	dog.Content, dog.Data = "hash of a dog", []byte("a dog")
+	a, done, err := second.Answer(t.Context(), dog)
+	if err != nil || a.Error != nil || a.Captions[0].Caption != "a dog" {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	done()
+}
+
+// With a worker in the same process pictures do not pass through the server, and a task that nobody here waits for is dropped.
+func TestPrivateQueue(t *testing.T) {
+	o := Options{InProcess: serve(t, t.TempDir(), ""), Private: true, Handover: NewHandover(), Work: jetstream.MemoryStorage, Results: jetstream.FileStorage, Objects: jetstream.MemoryStorage}
+	var calls atomic.Int64
+	working(t, o, Worker{Parallel: 3, Handle: func(ctx context.Context, ask json.RawMessage, task row.Task) (*row.Answer, error) {
+		if calls.Add(1); task.ID == "picture 3" {
+			return &row.Answer{Error: &row.ItemError{Kind: row.KindInternal, Message: "the native call failed"}}, nil
+		}
+		return echo(ctx, ask, task)
+	}})
+	c := client(t, o, "job")
+	defer c.Close()
+	if _, err := c.publish(t.Context(), taskSubject("hash", "job", "stranger"), "stranger", message{Job: "job", Key: "stranger"}); err != nil {
+		t.Fatal(err)
+	}
+	sizes, err := c.js.Stream(t.Context(), "OBJ_"+objectBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		a, done, err := c.Answer(t.Context(), task(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 3 {
+			if a.Error == nil || a.Error.Kind != row.KindInternal {
+				t.Errorf("%+v", a)
+			}
+		} else if a.Error != nil || a.Captions[0].Caption != fmt.Sprintf("bytes %d", i) {
+			t.Errorf("picture %d: %+v", i, a)
+		}
+		done()
+	}
+	waitFor(t, "an empty queue", func() bool { return messages(t, c.workStream) == 0 && messages(t, c.resultStream) == 0 })
+	if n := calls.Load(); n != 6 {
+		t.Errorf("%d calls for 6 pictures", n)
+	}
+	if info, err := sizes.Info(t.Context()); err != nil || info.State.LastSeq != 0 {
+		t.Errorf("pictures went through the server: %+v %v", info, err)
+	}
+	if s, err := Read(t.Context(), o); err != nil || s.Dead != 0 {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
+func waitFor(t *testing.T, what string, there func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !there(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func messages(t *testing.T, s jetstream.Stream) uint64 {
+	t.Helper()
+	info, err := s.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.State.Msgs
+}
+
+func purge(t *testing.T, s jetstream.Stream) {
+	t.Helper()
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestServerRestart(t *testing.T) {
 	dir := t.TempDir()
 	s := serve(t, dir, "127.0.0.1:0")

@@ -65,24 +65,29 @@ func Work(ctx context.Context, o Options, w Worker) error {
 	}
 	defer l.close()
 	k := &worker{link: l, w: w, started: time.Now()}
-	if k.objects, err = l.js.ObjectStore(ctx, objectBucket); err != nil {
-		return fmt.Errorf("open the queue's pictures: %w", err)
-	}
-	// Workers of one model share one consumer. Its settings are those of the worker that came first.
-	k.tasks, err = l.js.CreateConsumer(ctx, WorkStream, jetstream.ConsumerConfig{
-		Durable: "workers-" + subjectSafe(w.ModelHash), FilterSubject: workSubject + "." + subjectSafe(w.ModelHash) + ".>",
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: k.o.AckWait, MaxDeliver: -1, MaxAckPending: 1 << 16, MaxWaiting: 1 << 14,
-	})
-	if errors.Is(err, jetstream.ErrConsumerExists) {
-		k.tasks, err = l.js.Consumer(ctx, WorkStream, "workers-"+subjectSafe(w.ModelHash))
-	}
-	if err != nil {
-		return fmt.Errorf("take tasks: %w", err)
+	if err := l.setUp(ctx, "take tasks", nil, k.open); err != nil {
+		return err
 	}
 	if info := k.tasks.CachedInfo(); info != nil && info.Config.AckWait > 0 {
 		k.o.AckWait = info.Config.AckWait
 	}
 	return k.run(ctx)
+}
+
+func (k *worker) open(ctx context.Context) (err error) {
+	if k.objects, err = k.js.ObjectStore(ctx, objectBucket); err != nil {
+		return fmt.Errorf("open the queue's pictures: %w", err)
+	}
+	// Workers of one model share one consumer. Its settings are those of the worker that came first.
+	name := "workers-" + subjectSafe(k.w.ModelHash)
+	k.tasks, err = k.js.CreateConsumer(ctx, WorkStream, jetstream.ConsumerConfig{
+		Durable: name, FilterSubject: workSubject + "." + subjectSafe(k.w.ModelHash) + ".>",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: k.o.AckWait, MaxDeliver: -1, MaxAckPending: 1 << 16, MaxWaiting: 1 << 14,
+	})
+	if errors.Is(err, jetstream.ErrConsumerExists) {
+		k.tasks, err = k.js.Consumer(ctx, WorkStream, name)
+	}
+	return err
 }
 
 func (k *worker) run(ctx context.Context) error {
@@ -159,14 +164,14 @@ func (k *worker) one(ctx context.Context, msg jetstream.Msg) error {
 	if meta, err := msg.Metadata(); err == nil {
 		deliveries = meta.NumDelivered
 	}
-	last := deliveries >= uint64(k.o.Deliveries)
+	last := deliveries >= uint64(k.o.Deliveries) || k.o.Private
 	if deliveries > uint64(k.o.Deliveries) { // those before this one never came back
 		problem := &row.ItemError{Kind: row.KindDead, Message: fmt.Sprintf("%d workers took it and did not come back", deliveries-1)}
 		return k.finish(ctx, msg, m, &row.Answer{Error: problem}, deliveries)
 	}
-	task, gone, err := k.task(ctx, m)
-	if gone {
-		return k.acknowledge(ctx, msg.Ack) // its row is there already
+	task, err := k.task(ctx, m)
+	if errors.Is(err, errMissing) {
+		return k.acknowledge(ctx, msg.Ack) // nobody waits for it
 	}
 	var answer *row.Answer
 	switch {
@@ -186,20 +191,29 @@ func (k *worker) one(ctx context.Context, msg jetstream.Msg) error {
 		k.o.Logger.Error("picture failed", "id", m.ID, "error", answer.Error.Message)
 		return k.acknowledge(ctx, func() error { return msg.NakWithDelay(time.Second) }) // perhaps it is this machine
 	}
-	if answer.Error == nil || answer.Error.Kind != row.KindInternal {
+	if answer.Error == nil || answer.Error.Kind != row.KindInternal || k.o.Private {
 		deliveries = 0
 	}
 	return k.finish(ctx, msg, m, answer, deliveries)
 }
 
-// task is a message with its picture. gone: the picture was removed, which happens when its row is durable.
-func (k *worker) task(ctx context.Context, m message) (task row.Task, gone bool, err error) {
+// missingFor is how long a picture that is not in the bucket is looked for: a copy on another node may be behind.
+const missingFor = 3 * time.Second
+
+// task is a message with its picture. errMissing: it is of a coordinator that was in this process, and is not.
+func (k *worker) task(ctx context.Context, m message) (task row.Task, err error) {
+	if task, ok := k.o.Handover.get(m.Job, m.Key); ok {
+		return task, nil
+	}
+	if k.o.Private {
+		return task, errMissing
+	}
 	task = row.Task{ID: m.ID, Source: m.Source, Tiles: m.Tiles, Ref: m.Ref, Data: m.Data, Clip: m.Clip}
 	if raw, err := hex.DecodeString(m.Key); err == nil && len(raw) == len(task.Key) {
 		task.Key = row.Key(raw)
 	}
 	if m.Object == "" {
-		return task, false, nil
+		return task, nil
 	}
 	within := k.o.fetchWithin
 	if m.Clip {
@@ -207,14 +221,21 @@ func (k *worker) task(ctx context.Context, m message) (task row.Task, gone bool,
 	}
 	fetching, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	var missing time.Time // since when
 	err = k.againFor(fetching, "fetch the picture "+m.ID, objectPatience, func(ctx context.Context) error {
 		task.Data, err = k.object(ctx, m.Object)
-		if errors.Is(err, jetstream.ErrObjectNotFound) {
-			gone, err = true, nil
+		if !errors.Is(err, jetstream.ErrObjectNotFound) {
+			return err
+		}
+		if missing.IsZero() {
+			missing = time.Now()
+		}
+		if time.Since(missing) > missingFor {
+			cancel() // it is not there, or any more: then its row is, which only the coordinator knows
 		}
 		return err
 	})
-	return task, gone, err
+	return task, err
 }
 
 func (k *worker) object(ctx context.Context, name string) ([]byte, error) {
@@ -235,7 +256,7 @@ func (k *worker) lost(ctx context.Context, msg jetstream.Msg, m message, err err
 		id += fmt.Sprintf(".%d.%d", meta.Sequence.Stream, meta.NumDelivered)
 	}
 	r := result{Key: m.Key, Worker: k.w.Name, Answer: &row.Answer{Error: problem}, Lost: true}
-	if err := k.publish(ctx, resultSubject+"."+subjectSafe(m.Job), id, r); err != nil {
+	if _, err := k.publish(ctx, answerSubject(m.Job, m.Key), id, r); err != nil {
 		return &handlerError{err}
 	}
 	return k.acknowledge(ctx, msg.Ack)
@@ -248,12 +269,12 @@ func (k *worker) finish(ctx context.Context, msg jetstream.Msg, m message, answe
 	defer cancel()
 	if deliveries > 0 {
 		letter := dead{Task: m, Deliveries: deliveries, Worker: k.w.Name, Error: answer.Error}
-		if err := k.publish(ctx, deadSubject+"."+subjectSafe(m.Job), "dead."+m.Job+"."+m.Key, letter); err != nil {
+		if _, err := k.publish(ctx, deadSubject+"."+subjectSafe(m.Job), "dead."+messageID(m), letter); err != nil {
 			return &handlerError{err}
 		}
 	}
 	r := result{Key: m.Key, Worker: k.w.Name, Answer: answer}
-	if err := k.publish(ctx, resultSubject+"."+subjectSafe(m.Job), "result."+m.Job+"."+m.Key, r); err != nil {
+	if _, err := k.publish(ctx, answerSubject(m.Job, m.Key), "result."+messageID(m), r); err != nil {
 		return &handlerError{err}
 	}
 	k.answered.Add(1)

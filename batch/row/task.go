@@ -7,11 +7,13 @@ import (
 
 // Task is a picture on its way to a model.
 type Task struct {
-	Key    Key    // of the row; the same picture has the same key in every run
-	ID     string // for logs
-	Source string // file name, shown in errors
-	Data   []byte // the picture's bytes; not to be changed
-	Tiles  int    // how many tiles its header promises; 0: unknown
+	Key Key // of the row; the same picture has the same key in every run
+	// Content is the same where the picture is, and another where it changed; "": not known.
+	Content string
+	ID      string // for logs
+	Source  string // file name, shown in errors
+	Data    []byte // the picture's bytes; not to be changed
+	Tiles   int    // how many tiles its header promises; 0: unknown
 	// Ref is where a worker on another machine reads the picture; "": Data travels.
 	Ref string
 	// Clip: it is a video, of which Data holds the file or, of a folder of frames, a tar file of them (IsPackedFolder).

@@ -168,6 +168,13 @@ func (s *file) Seen(key row.Key) (Seen, bool) {
 
 func (s *file) NeedsData() bool { return false }
 
+func (s *file) State(name string) string {
+	if s.o.OnExisting == Overwrite {
+		return s.o.Out + newSuffix + "." + name
+	}
+	return s.o.Out + "." + name
+}
+
 func (s *file) Append(r *row.Row, _ []byte, version uint64) error {
 	if s.err != nil {
 		return s.err

@@ -325,6 +325,8 @@ func (f *folder) Seen(key row.Key) (Seen, bool) {
 
 func (f *folder) NeedsData() bool { return f.format.spooled }
 
+func (f *folder) State(name string) string { return f.state(name) }
+
 func (f *folder) Append(r *row.Row, data []byte, version uint64) error {
 	if f.err != nil {
 		return f.err

@@ -34,6 +34,9 @@ type Output interface {
 	Finish() error
 	// Close keeps what was synced; closing again is harmless.
 	Close() error
+	// State is a path for what belongs to the output until it is finished; "" where nothing is kept. Another run of the same
+	// output has the same, but never at the same time.
+	State(name string) string
 	// NeedsData reports whether Append wants the pictures.
 	NeedsData() bool
 }
@@ -196,6 +199,7 @@ func (stream) Sync() error               { return nil }
 func (stream) Finish() error             { return nil }
 func (stream) Close() error              { return nil }
 func (stream) NeedsData() bool           { return false }
+func (stream) State(string) string       { return "" }
 
 // closingStream is a stream that we opened ourselves.
 type closingStream struct {

@@ -384,6 +384,18 @@ func (c *Client) Finish(ctx context.Context) error {
 	return forget(ctx, c.link, c.job.ID)
 }
 
+// Discard says that every row is there, and removes all streams of a server that only this process uses. A server without
+// consumers stops at once.
+func (c *Client) Discard(ctx context.Context) error {
+	c.state.Store("done")
+	for _, name := range []string{WorkStream, ResultStream} {
+		if err := c.js.DeleteStream(ctx, name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("clear the queue: %w", err)
+		}
+	}
+	return nil
+}
+
 // Close ends the connection. Without Finish the next run takes up what is there.
 func (c *Client) Close() {
 	c.state.CompareAndSwap("running", "stopped")

@@ -204,6 +204,8 @@ func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inp
 	}
 	defer objects.Close()
 	switch {
+	case o.Queue == queueOff && o.Listen != "":
+		return badInputf("caption: --queue off has nothing that --queue-listen could be the address of")
 	case b.Tools.Clip == nil && (o.Frames > 0 || o.FPS > 0 || o.FrameRate > 0):
 		return badInputf("caption: --frames, --fps and --frame-rate are for videos, and this model (%s) takes none", m.Family)
 	case o.Boxes && m.Boxes == nil:
@@ -226,13 +228,16 @@ func runCaption(ctx context.Context, a *app, o CaptionOptions, model string, inp
 		}
 	}
 	summary := &batch.Summary{}
-	if o.Queue != "" {
-		summary, err = o.publish(ctx, a, model, m, b)
-	} else {
+	switch o.Queue {
+	case queueOff:
 		err = a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) (err error) {
 			summary, err = batch.Caption(ctx, e, b)
 			return err
 		})
+	case "", queueEmbedded:
+		summary, err = o.captionHere(ctx, a, model, m, b)
+	default:
+		summary, err = o.publish(ctx, a, model, m, b)
 	}
 	meter.close()
 	if err == nil || summary.Written+summary.Skipped > 0 {

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -27,8 +28,14 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// queueEmbedded is the value of --queue without an address.
-const queueEmbedded = "embedded"
+// Values of --queue beside an address.
+const (
+	queueEmbedded = "embedded" // without a value: in this process, and others may join
+	queueOff      = "off"      // no queue: pictures go to the model directly
+)
+
+// defaultListen is where a queue in this process can be joined.
+const defaultListen = "127.0.0.1:4222"
 
 // QueueOptions are the flags of caption's queue.
 type QueueOptions struct {
@@ -44,10 +51,10 @@ type QueueOptions struct {
 
 // AddFlags adds the flags.
 func (o *QueueOptions) AddFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.Queue, "queue", "", "put the pictures on a queue that other machines may join: a nats:// `address`, or none for a queue in this process, which works too")
+	f.StringVar(&o.Queue, "queue", "", "the queue that the pictures go through: a nats:// `address`, none for one in this process that others may join, off for no queue (default: one in this process, for itself)")
 	f.Lookup("queue").NoOptDefVal = queueEmbedded
 	f.StringVar(&o.Join, "join", "", "caption what others put on the queue at this nats:// `address`")
-	f.StringVar(&o.Listen, "queue-listen", "127.0.0.1:4222", "where the queue in this process can be joined (`host:port`); beyond this machine it needs --queue-token")
+	f.StringVar(&o.Listen, "queue-listen", "", "where the queue in this process can be joined (`host:port`; with --queue "+defaultListen+", else not at all); beyond this machine it needs --queue-token")
 	o.addConnection(f)
 	f.Var(&count{&o.Replicas, 1}, "queue-replicas", "copies of streams on a cluster, when this run makes them")
 	f.Var(&count{&o.Deliveries, 1}, "queue-deliveries", "times that a picture is given to a worker before it is a dead letter")
@@ -83,129 +90,104 @@ func (o *QueueOptions) takeAddress(args []string) []string {
 	return args
 }
 
-// jobFile keeps a job's name while its run is not finished, so that the next run takes up what is on the queue.
-func jobFile(out string) string {
-	if info, err := os.Stat(out); err == nil && !info.IsDir() || filepath.Ext(out) == ".jsonl" {
-		return out + ".job"
+// jobOf returns the job that path names, or a new one where it names none or one with other settings.
+func jobOf(path, settings string) (id string, known bool, err error) {
+	raw, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", false, fmt.Errorf("read the job: %w", err)
 	}
-	return filepath.Join(out, ".glimpse", "job")
+	if id, of, ok := strings.Cut(strings.TrimSpace(string(raw)), " "); ok && of == settings && id != "" {
+		return id, true, nil
+	}
+	id, err = newJob()
+	return id, false, err
 }
 
-// jobOf returns the job of an output, a new one where there is none that fits.
-func jobOf(out, settings string) (string, error) {
-	path := jobFile(out)
-	if raw, err := os.ReadFile(path); err == nil {
-		if id, of, ok := strings.Cut(strings.TrimSpace(string(raw)), " "); ok && of == settings {
-			return id, nil
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read the job: %w", err)
-	}
+func newJob() (string, error) {
 	raw := make([]byte, 8)
 	if _, err := rand.Read(raw); err != nil {
-		return "", err
+		return "", fmt.Errorf("name the job: %w", err)
 	}
-	id := hex.EncodeToString(raw)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return "", fmt.Errorf("note the job: %w", err)
-	}
-	if err := os.WriteFile(path, []byte(id+" "+settings+"\n"), 0o644); err != nil {
-		return "", fmt.Errorf("note the job: %w", err)
-	}
-	return id, nil
+	return hex.EncodeToString(raw), nil
 }
 
-// publish runs the batch with the model on the queue. With a queue of its own the process is a worker too.
-func (o *CaptionOptions) publish(ctx context.Context, a *app, model string, m *manifest.Manifest, b batch.Options) (*batch.Summary, error) {
-	none := &batch.Summary{}
-	if o.Out == "-" {
-		return none, badInputf("caption: a queue needs an output that can be continued; name a .jsonl file or a folder with -o")
+// noteJob keeps a job's name while its run is not finished, so that the next run takes up what is on the queue.
+func noteJob(path, id, settings string) error {
+	if err := os.WriteFile(path, []byte(id+" "+settings+"\n"), 0o644); err != nil {
+		return fmt.Errorf("note the job: %w", err)
 	}
+	return nil
+}
+
+// queued is what a run on a queue needs to know of itself.
+type queued struct {
+	job      queue.Job
+	settings string // that answers on the queue depend on
+}
+
+// queueRun fills in what the model knows, since on a queue it may be elsewhere.
+func (o *CaptionOptions) queueRun(b *batch.Options, model string, m *manifest.Manifest) (queued, error) {
 	b.Ask.ModelName = row.Printable(filepath.Base(filepath.Clean(model)))
 	if len(b.Ask.Prompts) == 0 {
 		b.Ask.Prompts = []string{batch.CaptionPrompt(m)}
 	}
-	b.ByReference = true // what is in an object store does not pass through here
 	ask, err := json.Marshal(b.Ask)
 	if err != nil {
-		return none, err
+		return queued{}, fmt.Errorf("write what is asked: %w", err)
 	}
-	id, err := jobOf(b.Sink.Out, row.Hash(b.Ask.Hash(), b.Ask.ModelHash, b.Sink.OnExisting))
+	return queued{queue.Job{Model: b.Ask.ModelName, ModelHash: b.Ask.ModelHash, Out: o.Out, Ask: ask},
+		row.Hash(string(ask), b.Ask.ModelHash, b.Sink.OnExisting, strconv.FormatBool(o.Reproducible))}, nil
+}
+
+// publish runs the batch with the model on a queue elsewhere.
+func (o *CaptionOptions) publish(ctx context.Context, a *app, model string, m *manifest.Manifest, b batch.Options) (summary *batch.Summary, err error) {
+	summary = &batch.Summary{}
+	if !isQueueAddress(o.Queue) {
+		return summary, badInputf("--queue %s: the address of a queue begins with nats:// or tls://", o.Queue)
+	}
+	q, err := o.queueRun(&b, model, m)
 	if err != nil {
-		return none, err
-	}
-	job := queue.Job{ID: id, Model: b.Ask.ModelName, ModelHash: b.Ask.ModelHash, Out: o.Out, Ask: ask}
-	run := func(options queue.Options) (*batch.Summary, error) {
-		client, err := queue.NewClient(ctx, options, job)
-		if err != nil {
-			return none, err
-		}
-		defer client.Close()
-		if o.Parallel == 0 {
-			b.Parallel = 256 // what is on the queue for workers that are not counted
-		}
-		summary, err := batch.Run(ctx, client, b)
-		if err == nil {
-			err = errors.Join(client.Finish(ctx), os.Remove(jobFile(b.Sink.Out)))
-		}
 		return summary, err
 	}
-	if o.Queue != queueEmbedded {
-		if !isQueueAddress(o.Queue) {
-			return none, badInputf("--queue %s: the address of a queue begins with nats:// or tls://", o.Queue)
-		}
-		return run(o.options(a, o.Queue))
+	b.ByReference = true // what is in an object store does not pass through here
+	if o.Parallel == 0 {
+		b.Parallel = uncounted
 	}
-	dir := filepath.Join(filepath.Dir(jobFile(b.Sink.Out)), "queue")
-	if strings.HasSuffix(jobFile(b.Sink.Out), ".jsonl.job") {
-		dir = b.Sink.Out + ".queue"
-	}
-	server, err := queue.StartServer(queue.ServerOptions{Listen: o.Listen, Dir: dir, Token: o.Token})
+	work, err := batch.Open(ctx, b)
 	if err != nil {
-		return none, badInput(err)
+		return summary, err
 	}
-	defer server.Close()
-	fmt.Fprintf(a.stderr, "caption: others can join with `glimpse caption %s --join %s`\n", model, server.URL())
-	options := o.options(a, "")
-	options.InProcess = server
-	summary, err := o.runWithWorker(ctx, a, model, options, run)
-	if err == nil {
-		server.Close()
-		err = os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, work.Close()) }()
+	path := work.State("job")
+	if path == "" {
+		return summary, badInputf("caption: a queue elsewhere needs an output that can be continued; name a .jsonl file or a folder with -o")
+	}
+	var known bool
+	if q.job.ID, known, err = jobOf(path, q.settings); err == nil && !known {
+		err = noteJob(path, q.job.ID, q.settings)
+	}
+	if err != nil {
+		return summary, err
+	}
+	client, err := queue.NewClient(ctx, o.options(a, o.Queue), q.job)
+	if err != nil {
+		return summary, err
+	}
+	defer client.Close()
+	if summary, err = work.Run(ctx, client); err == nil {
+		err = errors.Join(client.Finish(ctx), os.Remove(path))
 	}
 	return summary, err
 }
 
-// runWithWorker publishes, and works on what is published.
-func (o *CaptionOptions) runWithWorker(ctx context.Context, a *app, model string, options queue.Options, run func(queue.Options) (*batch.Summary, error)) (summary *batch.Summary, err error) {
-	err = a.withEngine(ctx, model, o.ModelOptions, func(e *engine.Engine) error {
-		working, stop := context.WithCancel(ctx)
-		var worker sync.WaitGroup
-		var failed error
-		worker.Go(func() {
-			failed = o.work(working, a, e, model, options)
-			stop()
-		})
-		summary, err = run(options)
-		stop()
-		worker.Wait()
-		return errors.Join(err, failed)
-	})
-	if summary == nil {
-		summary = &batch.Summary{}
-	}
-	return summary, err
-}
+// uncounted is --parallel for a queue with workers that are not counted.
+const uncounted = 256
 
 // work takes tasks until ctx ends.
-func (o *CaptionOptions) work(ctx context.Context, a *app, e *engine.Engine, model string, options queue.Options) error {
-	hash, err := batch.HashFolder(model)
-	if err != nil {
-		return badInput(err)
-	}
-	answerers := &askers{engine: e, tools: a.captionTools(o.ModelOptions, e.Manifest()), limit: batch.DefaultMaxBytes, store: store.New(), known: map[string]*batch.Answerer{}}
+func (o *CaptionOptions) work(ctx context.Context, e *engine.Engine, modelHash string, options queue.Options, answerers *askers) error {
+	answerers.store = store.New()
 	defer answerers.store.Close()
-	return queue.Work(ctx, options, queue.Worker{Model: e.Name(), ModelHash: hash, Parallel: o.parallel(), Handle: answerers.handle})
+	return queue.Work(ctx, options, queue.Worker{Model: e.Name(), ModelHash: modelHash, Parallel: o.parallel(), Handle: answerers.handle})
 }
 
 // askers keeps an answerer for each way in which pictures are asked about.
@@ -213,9 +195,14 @@ type askers struct {
 	engine *engine.Engine
 	tools  batch.Tools
 	store  *store.Store
+	busy   *batch.Busy // nil: nobody asks how much the model has to do
 	limit  int64
 	mu     sync.Mutex
 	known  map[string]*batch.Answerer
+}
+
+func newAskers(e *engine.Engine, tools batch.Tools, busy *batch.Busy) *askers {
+	return &askers{engine: e, tools: tools, busy: busy, limit: batch.DefaultMaxBytes, known: map[string]*batch.Answerer{}}
 }
 
 func (s *askers) handle(ctx context.Context, raw json.RawMessage, task row.Task) (*row.Answer, error) {
@@ -249,10 +236,14 @@ func (s *askers) get(raw json.RawMessage) (*batch.Answerer, error) {
 		return nil, fmt.Errorf("read what is asked: %w", err)
 	}
 	answerer, err := batch.NewAnswerer(s.engine, ask, s.tools)
-	if err == nil {
-		s.known[string(raw)] = answerer
+	if err != nil {
+		return nil, err
 	}
-	return answerer, err
+	if s.busy != nil {
+		answerer.Busy = s.busy.Add
+	}
+	s.known[string(raw)] = answerer
+	return answerer, nil
 }
 
 // runJoin works for others until it is stopped.
@@ -264,8 +255,12 @@ func runJoin(ctx context.Context, a *app, o CaptionOptions, args []string) error
 		return badInputf("--join %s: the address of a queue begins with nats:// or tls://", o.Join)
 	}
 	return a.withEngine(ctx, args[0], o.ModelOptions, func(e *engine.Engine) error {
+		hash, err := batch.HashFolder(args[0])
+		if err != nil {
+			return badInput(err)
+		}
 		fmt.Fprintf(a.stderr, "caption: taking pictures from %s\n", o.Join)
-		return o.work(ctx, a, e, args[0], o.options(a, o.Join))
+		return o.work(ctx, e, hash, o.options(a, o.Join), newAskers(e, a.captionTools(o.ModelOptions, e.Manifest()), nil))
 	})
 }
 

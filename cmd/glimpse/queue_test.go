@@ -236,6 +236,6 @@ func TestQueueInTheProcess(t *testing.T) {
 		t.Errorf("left behind: %v", names)
 	}
 	refused(t, glimpse(t, "caption", m, "--join", "localhost"), "nats://")
-	refused(t, glimpse(t, "caption", m, pictures, "-o", "-", "--queue"), "-o")
+	refused(t, glimpse(t, "caption", m, pictures, "-o", "-", "--queue", "nats://127.0.0.1:1"), "-o")
 	refused(t, glimpse(t, "queue", "status", "nats://127.0.0.1:1"), "connect")
 }

@@ -102,8 +102,10 @@ test: deps
 	$(GO) vet ./...
 	$(GO) test ./...
 
-# The queue's proof at its whole size: 2,000 pictures, workers killed, the server restarted; a node of three lost; and 1,000 workers on one server.
+# The queue's proof at its whole size: runs killed 50 times a format; 2,000 pictures, workers killed, the server restarted; a node of
+# three lost; and 1,000 workers on one server.
 test-queue: deps
+	GLIMPSE_KILLS=50 $(GO) test -count=1 -v -timeout 20m -run '^TestKilledAtRandomMoments$$' ./cmd/glimpse
 	GLIMPSE_QUEUE_PICTURES=2000 $(GO) test -count=1 -v -timeout 20m -run '^TestQueueLosesNothing$$' ./cmd/glimpse
 	GLIMPSE_QUEUE_CLUSTER=1 $(GO) test -count=1 -v -timeout 5m -run '^TestClusterOfThreeLosesANode$$' ./batch/queue
 	GLIMPSE_QUEUE_WORKERS=1000 $(GO) test -count=1 -v -timeout 20m -run '^TestManyWorkers$$' ./batch/queue

@@ -9,7 +9,7 @@
 //     does grow is a key an input, which is how repeated inputs and finished rows are recognised.
 //
 // The pieces: source lists items, this package turns them into rows in order (pipeline.go draws it), sink and journal keep the
-// rows, queue is a model on other machines, report shows what came out. docs/batch.md writes the formats down.
+// rows, queue puts a model behind NATS, here or on other machines, report shows what came out. docs/batch.md writes the formats down.
 package batch
 
 import (

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"glimpse/batch/row"
+
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // event is something that happens in the simulation.
@@ -217,7 +219,7 @@ func TestManyWorkers(t *testing.T) {
 
 // How many tasks one server takes through, with pictures in its object store and by reference. It is a measurement.
 func BenchmarkTasks(b *testing.B) {
-	for _, way := range []string{"through the queue", "by reference"} {
+	for _, way := range []string{"through the queue", "by reference", "in one process"} {
 		b.Run(way, func(b *testing.B) {
 			s, err := StartServer(ServerOptions{Dir: b.TempDir()})
 			if err != nil {
@@ -225,6 +227,9 @@ func BenchmarkTasks(b *testing.B) {
 			}
 			defer s.Close()
 			o := Options{InProcess: s}
+			if way == "in one process" {
+				o.Private, o.Handover, o.Work, o.Objects = true, NewHandover(), jetstream.MemoryStorage, jetstream.MemoryStorage
+			}
 			ctx, cancel := context.WithCancel(b.Context())
 			ended := make(chan error, 1)
 			go func() {

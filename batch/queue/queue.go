@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -61,7 +62,8 @@ const (
 // Options say how a queue is reached. Zero values are the defaults.
 type Options struct {
 	URL         string        // nats://host:port, several with commas between; or
-	InProcess   *Server       // a server in this process
+	InProcess   *Server       // a server in this process; or
+	Socket      string        // the Unix socket of one in another (Server.ServeSocket)
 	Token       string        // "": none
 	Credentials string        // a file, for servers with accounts; "": none
 	Replicas    int           // of streams that are made; 0: 1. A cluster of three takes 3.
@@ -186,6 +188,10 @@ func connect(ctx context.Context, o Options, name string) (*link, error) {
 		options = append(options, nats.InProcessServer(o.InProcess.server))
 		url = "nats://in-process"
 	}
+	if o.Socket != "" {
+		options = append(options, nats.SetCustomDialer(dialSocket{o.Socket}))
+		url = "nats://" + filepath.Base(o.Socket)
+	}
 	if o.Token != "" {
 		options = append(options, nats.Token(o.Token))
 	}
@@ -193,6 +199,9 @@ func connect(ctx context.Context, o Options, name string) (*link, error) {
 		options = append(options, nats.UserCredentials(o.Credentials))
 	}
 	nc, err := nats.Connect(url, options...)
+	if err != nil && o.Socket != "" {
+		url = o.Socket
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the queue at %s: %w", url, err)
 	}

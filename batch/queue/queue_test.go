@@ -344,6 +344,46 @@ func TestPrivateQueue(t *testing.T) {
 	}
 }
 
+// What was answered and had no row when everything was killed is not asked again.
+func TestPrivateQueueTakesUpResults(t *testing.T) {
+	dir := t.TempDir()
+	options := func() Options {
+		return Options{InProcess: serve(t, dir, ""), Private: true, Handover: NewHandover(), Work: jetstream.MemoryStorage, Objects: jetstream.MemoryStorage}
+	}
+	var calls atomic.Int64
+	counted := Worker{Parallel: 2, Handle: func(ctx context.Context, ask json.RawMessage, task row.Task) (*row.Answer, error) {
+		calls.Add(1)
+		return echo(ctx, ask, task)
+	}}
+	o := options()
+	stop := working(t, o, counted)
+	first := client(t, o, "job")
+	for i := range 5 {
+		if _, _, err := first.Answer(t.Context(), task(i)); err != nil { // and never done()
+			t.Fatal(err)
+		}
+	}
+	first.Close()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	o.InProcess.Close()
+	o = options()
+	stop = working(t, o, counted)
+	second := client(t, o, "job")
+	defer second.Close()
+	askAll(t.Context(), t, second, 8, 4)
+	if n := calls.Load(); n != 8 {
+		t.Errorf("%d calls for 8 pictures", n)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Discard(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func waitFor(t *testing.T, what string, there func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !there(); time.Sleep(5 * time.Millisecond) {

@@ -14,7 +14,10 @@ import (
 )
 
 // Server is an embedded NATS server with JetStream.
-type Server struct{ server *server.Server }
+type Server struct {
+	server      *server.Server
+	closeSocket func() // nil: there is none
+}
 
 // ServerOptions say where it listens and stores.
 type ServerOptions struct {
@@ -59,7 +62,7 @@ func StartServer(o ServerOptions) (*Server, error) {
 		s.WaitForShutdown()
 		return nil, fmt.Errorf("start the queue's server: %w (is the port of %q taken?)", errors.New("it was not ready after 20 s"), o.Listen)
 	}
-	return &Server{s}, nil
+	return &Server{server: s}, nil
 }
 
 // URL is where workers join; "" where nobody can.
@@ -76,6 +79,10 @@ func (s *Server) URL() string {
 func (s *Server) Close() {
 	if s == nil {
 		return
+	}
+	if s.closeSocket != nil {
+		s.closeSocket()
+		s.closeSocket = nil
 	}
 	s.server.Shutdown()
 	s.server.WaitForShutdown()

@@ -155,6 +155,11 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
+// States are the paths that Output.State may give for a name, for who does not write the output.
+func States(out, name string) []string {
+	return []string{filepath.Join(out, ".glimpse", name), out + "." + name, out + newSuffix + "." + name}
+}
+
 // recordOf is a row as the journal has it.
 func recordOf(r *row.Row, version uint64, run uint32) (journal.Record, error) {
 	rec := journal.Record{Key: r.Key(), Version: version, Run: run}

@@ -272,9 +272,18 @@ func newQueue(a *app) *cobra.Command {
 	var o QueueOptions
 	var asJSON bool
 	status := &cobra.Command{
-		Use: "status ADDRESS", Short: "Shows what is on a queue, who works and what was given up", Args: cobra.ExactArgs(1),
+		Use: "status ADDRESS|OUT", Short: "Shows what is on a queue, who works and what was given up", Args: cobra.ExactArgs(1),
+		Long: "Shows what is on the queue at an ADDRESS, or on that of the run on this machine whose output is OUT.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := queue.Read(cmd.Context(), o.options(a, args[0]))
+			options := o.options(a, args[0])
+			socket, found, err := statusOf(args[0])
+			if err != nil {
+				return err
+			}
+			if found {
+				options.URL, options.Socket = "", socket
+			}
+			s, err := queue.Read(cmd.Context(), options)
 			if err != nil {
 				return badInput(err)
 			}

@@ -13,6 +13,7 @@ import (
 
 	"glimpse/batch"
 	"glimpse/batch/queue"
+	"glimpse/batch/sink"
 	"glimpse/engine"
 	"glimpse/manifest"
 
@@ -51,7 +52,7 @@ func (o *CaptionOptions) captionHere(ctx context.Context, a *app, model string, 
 			return err
 		}
 		defer func() { err = errors.Join(err, work.Close()) }()
-		place, err := o.openQueue(a, work, &q)
+		place, err := o.openQueue(ctx, a, work, &q)
 		if err != nil {
 			return err
 		}
@@ -59,50 +60,76 @@ func (o *CaptionOptions) captionHere(ctx context.Context, a *app, model string, 
 		if url := place.options.InProcess.URL(); url != "" {
 			fmt.Fprintf(a.stderr, "caption: others can join with `glimpse caption %s --join %s`\n", model, url)
 		}
-		summary, err = o.runBoth(ctx, work, e, q.job, place.options, answerers)
+		summary, err = o.runBoth(ctx, work, e, q.job.ModelHash, place, answerers)
 		return err
 	})
 	return summary, err
 }
 
 // runBoth is coordinator and worker. Whichever fails ends the other.
-func (o *CaptionOptions) runBoth(ctx context.Context, work *batch.Batch, e *engine.Engine, job queue.Job, options queue.Options, answerers *askers) (*batch.Summary, error) {
-	client, err := queue.NewClient(ctx, options, job)
-	if err != nil {
-		return &batch.Summary{}, err
-	}
-	defer client.Close()
+func (o *CaptionOptions) runBoth(ctx context.Context, work *batch.Batch, e *engine.Engine, modelHash string, place *queuePlace, answerers *askers) (*batch.Summary, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	var worker sync.WaitGroup
 	defer worker.Wait()
 	defer stop(nil)
 	worker.Go(func() {
-		if err := o.work(ctx, e, job.ModelHash, options, answerers); err != nil {
+		if err := o.work(ctx, e, modelHash, place.options, answerers); err != nil {
 			stop(err) // it is then what the coordinator returns
 		}
 	})
-	summary, err := work.Run(ctx, client)
+	summary, err := work.Run(ctx, place.client)
 	switch {
 	case err != nil:
-	case options.Private:
+	case place.options.Private:
 		stop(nil)
 		worker.Wait()
-		err = client.Discard(context.WithoutCancel(ctx))
+		err = place.client.Discard(context.WithoutCancel(ctx))
 	default:
-		err = client.Finish(ctx) // a worker that joined sees the end
+		err = place.client.Finish(ctx) // a worker that joined sees the end
 	}
 	return summary, err
+}
+
+// socketName is through what `glimpse queue status OUT` asks a run; it lies in the folder of its queue.
+const socketName = "socket"
+
+// statusOf finds the queue of a run by its output; false: name is no output of a run, and so an address.
+func statusOf(name string) (socket string, found bool, err error) {
+	if isQueueAddress(name) {
+		return "", false, nil
+	}
+	interrupted := false
+	for _, folder := range sink.States(name, "queue") {
+		if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+			continue
+		}
+		interrupted = true
+		path := filepath.Join(folder, socketName)
+		if conn, err := queue.DialSocket(path); err == nil {
+			conn.Close()
+			return path, true, nil
+		}
+	}
+	if interrupted {
+		return "", false, badInputf("queue status: no run is working on %s now; the last one was interrupted, and the same command continues it", name)
+	}
+	if _, err := os.Stat(name); err == nil {
+		return "", false, badInputf("queue status: no run with a queue in its process is working on %s now", name)
+	}
+	return "", false, nil
 }
 
 // queuePlace is a server in this process and where its streams lie.
 type queuePlace struct {
 	options queue.Options
+	client  *queue.Client
 	folder  string
 	keep    bool // the folder is taken up again by the next run when this one does not come to its end
 }
 
 // close stops the server and removes what is not needed any more.
 func (p *queuePlace) close(finished bool) error {
+	p.client.Close()
 	p.options.InProcess.Close()
 	if p.keep && !finished {
 		return nil
@@ -112,21 +139,21 @@ func (p *queuePlace) close(finished bool) error {
 
 // openQueue starts the server with its streams beside the journal, or in memory where nothing is kept. The journal is the
 // truth about rows; what lies on the queue is work that is done and has no row yet.
-func (o *CaptionOptions) openQueue(a *app, work *batch.Batch, q *queued) (*queuePlace, error) {
+func (o *CaptionOptions) openQueue(ctx context.Context, a *app, work *batch.Batch, q *queued) (*queuePlace, error) {
 	folder := work.State("queue")
 	if folder != "" {
-		place, err := o.queueBeside(a, folder, q)
-		if err == nil || o.listen() != "" {
+		place, err := o.queueBeside(ctx, a, folder, q)
+		if err == nil || o.listen() != "" || ctx.Err() != nil {
 			return place, err
 		}
 		// Rows go where they always did; what a kill costs is that the pictures in hand are done again.
 		a.log.Debug("queue: kept in memory", "error", err)
 	}
-	return o.queueInMemory(a, q)
+	return o.queueInMemory(ctx, a, q)
 }
 
 // queueBeside takes up what an interrupted run of the same kind left in the folder; what another left is of no use.
-func (o *CaptionOptions) queueBeside(a *app, folder string, q *queued) (*queuePlace, error) {
+func (o *CaptionOptions) queueBeside(ctx context.Context, a *app, folder string, q *queued) (*queuePlace, error) {
 	note := filepath.Join(folder, "job")
 	id, known, err := jobOf(note, q.settings)
 	if err != nil {
@@ -134,7 +161,7 @@ func (o *CaptionOptions) queueBeside(a *app, folder string, q *queued) (*queuePl
 	}
 	q.job.ID = id
 	if known {
-		if place, err := o.startQueue(a, folder, jetstream.FileStorage); err == nil || o.listen() != "" {
+		if place, err := o.startQueue(ctx, a, folder, jetstream.FileStorage, q.job); err == nil || o.listen() != "" {
 			return place, err
 		}
 	}
@@ -146,7 +173,7 @@ func (o *CaptionOptions) queueBeside(a *app, folder string, q *queued) (*queuePl
 	}
 	if err = noteJob(note, id, q.settings); err == nil {
 		var place *queuePlace
-		if place, err = o.startQueue(a, folder, jetstream.FileStorage); err == nil {
+		if place, err = o.startQueue(ctx, a, folder, jetstream.FileStorage, q.job); err == nil {
 			return place, nil
 		}
 	}
@@ -154,7 +181,7 @@ func (o *CaptionOptions) queueBeside(a *app, folder string, q *queued) (*queuePl
 }
 
 // queueInMemory is for outputs that cannot be continued. The server wants a folder all the same, which stays empty.
-func (o *CaptionOptions) queueInMemory(a *app, q *queued) (place *queuePlace, err error) {
+func (o *CaptionOptions) queueInMemory(ctx context.Context, a *app, q *queued) (place *queuePlace, err error) {
 	if q.job.ID, err = newJob(); err != nil {
 		return nil, err
 	}
@@ -165,24 +192,34 @@ func (o *CaptionOptions) queueInMemory(a *app, q *queued) (place *queuePlace, er
 			return nil, fmt.Errorf("make room for the queue, without which --queue off works: %w", err)
 		}
 	}
-	if place, err = o.startQueue(a, folder, jetstream.MemoryStorage); err != nil {
+	if place, err = o.startQueue(ctx, a, folder, jetstream.MemoryStorage, q.job); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
 	}
 	place.keep = false
 	return place, nil
 }
 
-// startQueue starts a server with its streams in a folder. Where nobody else may join only results are stored: a task is
+// startQueue starts a server with its streams in a folder, and connects to it. Where nobody else may join only results are stored: a task is
 // worth nothing without the process that has its picture.
-func (o *CaptionOptions) startQueue(a *app, folder string, results jetstream.StorageType) (*queuePlace, error) {
+func (o *CaptionOptions) startQueue(ctx context.Context, a *app, folder string, results jetstream.StorageType, job queue.Job) (*queuePlace, error) {
 	server, err := queue.StartServer(queue.ServerOptions{Listen: o.listen(), Dir: folder, Token: o.Token})
 	if err != nil {
 		return nil, badInput(err)
+	}
+	if results == jetstream.FileStorage {
+		if err := server.ServeSocket(filepath.Join(folder, socketName)); err != nil { // a file system without sockets
+			a.log.Debug("queue: its status cannot be asked for", "error", err)
+		}
 	}
 	options := o.options(a, "")
 	options.InProcess, options.Handover, options.Private, options.Results = server, queue.NewHandover(), o.listen() == "", results
 	if options.Private || results == jetstream.MemoryStorage {
 		options.Work, options.Objects = jetstream.MemoryStorage, jetstream.MemoryStorage
 	}
-	return &queuePlace{options, folder, true}, nil
+	client, err := queue.NewClient(ctx, options, job)
+	if err != nil {
+		server.Close()
+		return nil, err
+	}
+	return &queuePlace{options, client, folder, true}, nil
 }

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"glimpse/batch/row"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // event is something that happens in the simulation.
@@ -228,7 +226,7 @@ func BenchmarkTasks(b *testing.B) {
 			defer s.Close()
 			o := Options{InProcess: s}
 			if way == "in one process" {
-				o.Private, o.Handover, o.Work, o.Objects = true, NewHandover(), jetstream.MemoryStorage, jetstream.MemoryStorage
+				o.Private, o.Handover = true, NewHandover()
 			}
 			ctx, cancel := context.WithCancel(b.Context())
 			ended := make(chan error, 1)

@@ -76,8 +76,8 @@ type Options struct {
 	// Private: the server is InProcess, and nobody else takes tasks. Then pictures go through Handover alone, a task that is not
 	// there has no owner, and what fails is not tried again on the same machine.
 	Private bool
-	// Where streams lie that are made; zero: in files.
-	Work, Results, Objects jetstream.StorageType
+	// Volatile: what is put on a queue that is made is not stored. Of a Private one only results are in any case.
+	Volatile bool
 
 	fetchWithin time.Duration // in which a worker gets at a picture, or gives it back; a video may take ten times that. 0: 5 minutes
 }
@@ -220,13 +220,21 @@ func connect(ctx context.Context, o Options, name string) (*link, error) {
 
 func (l *link) close() { l.nc.Close() }
 
+// storage is where a stream lies; ofTasks: it is worth nothing without who has the pictures.
+func (o *Options) storage(ofTasks bool) jetstream.StorageType {
+	if o.Volatile || o.Private && ofTasks {
+		return jetstream.MemoryStorage
+	}
+	return jetstream.FileStorage
+}
+
 // makeStreams makes the streams and buckets that are not there. Those that are there keep how they were made: two
 // machines with other settings must not take turns in changing them.
 func (l *link) makeStreams(ctx context.Context) error {
 	for _, c := range []jetstream.StreamConfig{
-		{Name: WorkStream, Storage: l.o.Work, Subjects: []string{workSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "pictures that wait for a caption"},
-		{Name: ResultStream, Storage: l.o.Results, Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "captions that wait for their row"},
-		{Name: DeadStream, Storage: l.o.Work, Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: 30 * 24 * time.Hour, Description: "pictures that no worker could caption"},
+		{Name: WorkStream, Storage: l.o.storage(true), Subjects: []string{workSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "pictures that wait for a caption"},
+		{Name: ResultStream, Storage: l.o.storage(false), Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "captions that wait for their row"},
+		{Name: DeadStream, Storage: l.o.storage(true), Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: 30 * 24 * time.Hour, Description: "pictures that no worker could caption"},
 	} {
 		c.Replicas, c.Duplicates = l.o.Replicas, dedupeWindow
 		err := l.setUp(ctx, "stream "+c.Name, jetstream.ErrStreamNameAlreadyInUse, func(ctx context.Context) error {
@@ -238,7 +246,7 @@ func (l *link) makeStreams(ctx context.Context) error {
 		}
 	}
 	err := l.setUp(ctx, "bucket "+objectBucket, jetstream.ErrBucketExists, func(ctx context.Context) error {
-		_, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.Objects})
+		_, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.storage(true)})
 		return err
 	})
 	if err != nil {
@@ -246,7 +254,7 @@ func (l *link) makeStreams(ctx context.Context) error {
 	}
 	for bucket, life := range map[string]time.Duration{jobBucket: 30 * 24 * time.Hour, workerBucket: workerLifetime} {
 		err := l.setUp(ctx, "bucket "+bucket, jetstream.ErrBucketExists, func(ctx context.Context) error {
-			_, err := l.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, Replicas: l.o.Replicas, Storage: l.o.Work, TTL: life})
+			_, err := l.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, Replicas: l.o.Replicas, Storage: l.o.storage(true), TTL: life})
 			return err
 		})
 		if err != nil {

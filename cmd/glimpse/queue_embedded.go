@@ -16,8 +16,6 @@ import (
 	"glimpse/batch/sink"
 	"glimpse/engine"
 	"glimpse/manifest"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // listen is where others may join the queue in this process; "": nobody may.
@@ -161,7 +159,7 @@ func (o *CaptionOptions) queueBeside(ctx context.Context, a *app, folder string,
 	}
 	q.job.ID = id
 	if known {
-		if place, err := o.startQueue(ctx, a, folder, jetstream.FileStorage, q.job); err == nil || o.listen() != "" {
+		if place, err := o.startQueue(ctx, a, folder, true, q.job); err == nil || o.listen() != "" {
 			return place, err
 		}
 	}
@@ -173,7 +171,7 @@ func (o *CaptionOptions) queueBeside(ctx context.Context, a *app, folder string,
 	}
 	if err = noteJob(note, id, q.settings); err == nil {
 		var place *queuePlace
-		if place, err = o.startQueue(ctx, a, folder, jetstream.FileStorage, q.job); err == nil {
+		if place, err = o.startQueue(ctx, a, folder, true, q.job); err == nil {
 			return place, nil
 		}
 	}
@@ -192,34 +190,30 @@ func (o *CaptionOptions) queueInMemory(ctx context.Context, a *app, q *queued) (
 			return nil, fmt.Errorf("make room for the queue, without which --queue off works: %w", err)
 		}
 	}
-	if place, err = o.startQueue(ctx, a, folder, jetstream.MemoryStorage, q.job); err != nil {
+	if place, err = o.startQueue(ctx, a, folder, false, q.job); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
 	}
-	place.keep = false
 	return place, nil
 }
 
-// startQueue starts a server with its streams in a folder, and connects to it. Where nobody else may join only results are stored: a task is
-// worth nothing without the process that has its picture.
-func (o *CaptionOptions) startQueue(ctx context.Context, a *app, folder string, results jetstream.StorageType, job queue.Job) (*queuePlace, error) {
+// startQueue starts a server with its streams in a folder, and connects to it. keep: what an
+// interrupted run leaves there is for the next one.
+func (o *CaptionOptions) startQueue(ctx context.Context, a *app, folder string, keep bool, job queue.Job) (*queuePlace, error) {
 	server, err := queue.StartServer(queue.ServerOptions{Listen: o.listen(), Dir: folder, Token: o.Token})
 	if err != nil {
 		return nil, badInput(err)
 	}
-	if results == jetstream.FileStorage {
+	if keep {
 		if err := server.ServeSocket(filepath.Join(folder, socketName)); err != nil { // a file system without sockets
 			a.log.Debug("queue: its status cannot be asked for", "error", err)
 		}
 	}
 	options := o.options(a, "")
-	options.InProcess, options.Handover, options.Private, options.Results = server, queue.NewHandover(), o.listen() == "", results
-	if options.Private || results == jetstream.MemoryStorage {
-		options.Work, options.Objects = jetstream.MemoryStorage, jetstream.MemoryStorage
-	}
+	options.InProcess, options.Handover, options.Private, options.Volatile = server, queue.NewHandover(), o.listen() == "", !keep
 	client, err := queue.NewClient(ctx, options, job)
 	if err != nil {
 		server.Close()
 		return nil, err
 	}
-	return &queuePlace{options, client, folder, true}, nil
+	return &queuePlace{options, client, folder, keep}, nil
 }

@@ -19,9 +19,9 @@ type ArenaSpec struct {
 }
 
 // Arena is the KV cache of a decoder: for each layer keys and values
-// [slots, kv_heads, capacity, head_dim] in one anonymous map. Slots lead, so any
+// [slots, kv_heads, capacity, head_dim] in one anonymous map, or in one piece of a device's memory. Slots lead, so any
 // run of neighbouring slots is a contiguous view, and a graph that is given a
-// view as past and as present updates it in place. Memory is resident only where
+// view as past and as present updates it in place. Ordinary memory is resident only where
 // tokens were written, in pages of 4 KiB. An Arena is safe for use by many goroutines; what a run
 // writes into its views is up to the runs.
 type Arena struct {
@@ -33,6 +33,7 @@ type Arena struct {
 
 	mu     sync.Mutex
 	views  map[[2]int]*ArenaView
+	copies []BlockCopy // of one Copy, kept between calls
 	closed bool
 }
 
@@ -47,15 +48,23 @@ type ArenaView struct {
 // planeAlign keeps the start of each layer's keys and values on a cache line.
 const planeAlign = 64
 
-// NewArena reserves a cache of zeros. The error of a cache that is too large for
-// the machine says how many bytes it asked for.
-func (r *Runtime) NewArena(spec ArenaSpec) (*Arena, error) {
+// NewArena reserves a cache of zeros in ordinary memory. The error of a cache
+// that is too large for the machine says how many bytes it asked for.
+func (r *Runtime) NewArena(spec ArenaSpec) (*Arena, error) { return r.NewArenaIn(nil, spec) }
+
+// NewArenaIn is NewArena in a device's memory; nil is ordinary memory.
+func (r *Runtime) NewArenaIn(device DeviceMemory, spec ArenaSpec) (*Arena, error) {
 	a := &Arena{runtime: r, spec: spec, views: make(map[[2]int]*ArenaView)}
 	total, err := a.measure()
 	if err != nil {
 		return nil, fmt.Errorf("allocate a KV arena: %w", err)
 	}
-	if a.memory, err = newBlock(total, sparse); err != nil {
+	if device != nil {
+		a.memory, err = newDeviceBlock(device, total)
+	} else {
+		a.memory, err = newBlock(total, sparse)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("allocate a KV arena of %s (%d slots of %d tokens, %d layers): %w; ask for fewer slots or a smaller capacity",
 			formatBytes(total), spec.Slots, spec.Capacity, spec.Layers, err)
 	}
@@ -131,9 +140,8 @@ func (a *Arena) View(first, n int) (*ArenaView, error) {
 
 func (a *Arena) tensor(plane, first, n int) (*Tensor, error) {
 	start := int64(plane)*a.plane + int64(first)*a.slot
-	data := a.memory.data[start : start+int64(n)*a.slot]
 	shape := []int64{int64(n), int64(a.spec.KVHeads), int64(a.spec.Capacity), int64(a.spec.HeadDim)}
-	return a.runtime.viewTensor(a.memory, data, a.spec.DType, shape)
+	return a.runtime.viewTensor(a.memory, start, int64(n)*a.slot, a.spec.DType, shape)
 }
 
 func (v *ArenaView) close() error {

@@ -3,6 +3,7 @@ package graphs
 import (
 	"fmt"
 	"slices"
+	"unsafe"
 )
 
 // Copy copies tokens first..first+n-1 of one slot's keys and values, in every layer, to the same places of another slot.
@@ -17,16 +18,20 @@ func (a *Arena) Copy(from, to, first, n int) error {
 	if a.closed {
 		return fmt.Errorf("KV arena: %w", ErrClosed)
 	}
+	if n == 0 || from == to {
+		return nil
+	}
 	token := int64(s.HeadDim) * int64(s.DType.Size())
 	head := token * int64(s.Capacity)
+	a.copies = a.copies[:0]
 	for plane := range int64(2 * s.Layers) {
-		src, dst := plane*a.plane+int64(from)*a.slot, plane*a.plane+int64(to)*a.slot
-		for h := range int64(s.KVHeads) {
-			at, size := h*head+int64(first)*token, int64(n)*token
-			copy(a.memory.data[dst+at:dst+at+size], a.memory.data[src+at:src+at+size])
-		}
+		start := plane*a.plane + int64(first)*token
+		a.copies = append(a.copies, BlockCopy{
+			To: unsafe.Add(a.memory.start, start+int64(to)*a.slot), From: unsafe.Add(a.memory.start, start+int64(from)*a.slot),
+			ToPitch: head, FromPitch: head, Width: int64(n) * token, Rows: int64(s.KVHeads),
+		})
 	}
-	return nil
+	return copyBlocks(a.memory, a.memory, a.copies)
 }
 
 // Import copies the first tokens of a slot from an arena of the same geometry but for its capacity, in every layer. The caller
@@ -80,9 +85,11 @@ func (a *Arena) store(what string, plane, layer, slot int, t *Tensor, tokens int
 	defer t.release()
 	token := int64(s.HeadDim) * int64(s.DType.Size())
 	start := int64(plane)*a.plane + int64(slot)*a.slot
-	for h := range int64(s.KVHeads) {
-		to, from, size := start+h*int64(s.Capacity)*token, h*t.Dim(2)*token, int64(tokens)*token
-		copy(a.memory.data[to:to+size], t.data[from:from+size])
+	if tokens == 0 {
+		return nil
 	}
-	return nil
+	return copyBlocks(a.memory, t.memory, []BlockCopy{{
+		To: unsafe.Add(a.memory.start, start), From: t.start, ToPitch: int64(s.Capacity) * token, FromPitch: t.Dim(2) * token,
+		Width: int64(tokens) * token, Rows: int64(s.KVHeads),
+	}})
 }

@@ -55,16 +55,21 @@ var cudaLibraries = []string{"libonnxruntime_providers_cuda.so", "libonnxruntime
 // missingCUDA says which file of the CUDA provider is not beside the library.
 // ONNX Runtime's own message for it differs between builds and often names none.
 func missingCUDA(library, version string) error {
-	folder := filepath.Dir(library)
-	if real, err := filepath.EvalSymlinks(library); err == nil {
-		folder = filepath.Dir(real)
-	}
+	folder := libraryFolder(library)
 	for _, name := range cudaLibraries {
 		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
 			return fmt.Errorf("device cuda needs %s beside %s: use the library of ONNX Runtime's GPU package, release %s, or --device cpu", name, library, version)
 		}
 	}
 	return nil
+}
+
+// checkCUDA says what is missing on this machine for device cuda, a GPU aside.
+func checkCUDA(library, version string) error {
+	if err := missingCUDA(library, version); err != nil {
+		return err
+	}
+	return missingNeeds(filepath.Join(libraryFolder(library), cudaLibraries[0]))
 }
 
 // cudaOptions are the provider's options for a GPU.
@@ -76,6 +81,8 @@ func cudaOptions(deviceID int) map[string]string {
 		"arena_extend_strategy": "kSameAsRequested",
 		// With TF32 a float32 graph differs from upstream in the fourth digit.
 		"use_tf32": "0",
+		// Otherwise the sums of a float16 SkipLayerNormalization are float16 themselves.
+		"enable_skip_layer_norm_strict_mode": "1",
 	}
 }
 
@@ -93,6 +100,9 @@ func (e *environment) appendCUDA(options *ort.SessionOptions, deviceID int) erro
 		return fmt.Errorf("device cuda %d: %w", deviceID, err)
 	}
 	if err := options.AppendExecutionProviderCUDA(cuda); err != nil {
+		if missing := missingNeeds(filepath.Join(libraryFolder(e.path), cudaLibraries[0])); missing != nil {
+			return missing // ONNX Runtime's own message names the first of them, or none
+		}
 		return fmt.Errorf("device cuda %d: load %s: %w", deviceID, cudaLibraries[0], err)
 	}
 	return nil

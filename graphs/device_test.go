@@ -2,6 +2,7 @@ package graphs_test
 
 import (
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,7 +13,12 @@ import (
 
 func open(t testing.TB) *graphs.Runtime {
 	t.Helper()
-	runtime, err := graphs.Open(graphs.Options{})
+	return openWith(t, graphs.Options{})
+}
+
+func openWith(t testing.TB, options graphs.Options) *graphs.Runtime {
+	t.Helper()
+	runtime, err := graphs.Open(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,6 +32,57 @@ func open(t testing.TB) *graphs.Runtime {
 
 func TestConformanceCPU(t *testing.T) {
 	graphstest.Conformance(t, open(t), graphs.SessionOptions{Device: graphs.CPU, Threads: 1}, "testdata")
+}
+
+// The same with a device whose memory nothing but runs and copies may touch.
+func TestConformanceShielded(t *testing.T) {
+	memory := graphstest.NewShielded(1 << 30)
+	graphstest.Conformance(t, openWith(t, graphs.Options{DeviceMemory: memory}), graphs.SessionOptions{Device: graphs.CPU, Threads: 1}, "testdata")
+	if memory.Used() != 0 || memory.Copied() == 0 || memory.Entered() == 0 {
+		t.Errorf("%d bytes were not given back; %d bytes copied, %d times entered", memory.Used(), memory.Copied(), memory.Entered())
+	}
+}
+
+// The same with a GPU's memory, as far as that goes without one: a CUDA runtime whose memory is the process's.
+func TestConformanceCUDAMemory(t *testing.T) {
+	memory := graphs.CUDAMemoryForTest(t)
+	before, err := memory.Available()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("suite", func(t *testing.T) {
+		graphstest.Conformance(t, openWith(t, graphs.Options{DeviceMemory: memory}), graphs.SessionOptions{Device: graphs.CPU, Threads: 1}, "testdata")
+	})
+	if after, err := memory.Available(); err != nil || after != before {
+		t.Errorf("%d of %d bytes were given back, %v", after, before, err)
+	}
+}
+
+// The shield is one: a touch without a run or a copy is a fault.
+func TestShieldFaults(t *testing.T) {
+	memory := graphstest.NewShielded(1 << 20)
+	p, err := memory.Allocate(4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Free(p)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	touch := func() (fault any) {
+		defer func() { fault = recover() }()
+		*(*byte)(p) = 1
+		return nil
+	}
+	if touch() == nil {
+		t.Error("shielded memory was written")
+	}
+	memory.Enter()
+	if fault := touch(); fault != nil {
+		t.Errorf("during a run: %v", fault)
+	}
+	memory.Leave()
+	if touch() == nil {
+		t.Error("shielded memory was written after a run")
+	}
 }
 
 // The CUDA suite wants a GPU and the GPU package's library, so it runs where

@@ -42,7 +42,7 @@ func Diagnose(flag string) Diagnosis {
 		d.CUDA = errors.New("no ONNX Runtime library")
 		return d
 	}
-	d.CUDA = missingCUDA(d.Library.Path, d.Library.Version)
+	d.CUDA = checkCUDA(d.Library.Path, d.Library.Version)
 	d.Providers, d.Err = libraryProviders(d.Library.Path)
 	return d
 }
@@ -93,7 +93,7 @@ func (d Diagnosis) String() string {
 	if d.CUDA != nil {
 		line("device cuda", "no: %v", d.CUDA)
 	} else {
-		line("device cuda", "its libraries are there")
+		line("device cuda", "its libraries are there; whether a GPU is, the first load tells")
 	}
 	var present, absent []string
 	for _, feature := range d.Features {

@@ -27,6 +27,9 @@ type Options struct {
 	// the goroutine of the run and before it returns. Runs beside each other call it
 	// beside each other.
 	Observe func(*Observation)
+	// DeviceMemory takes the place of the memory of whatever device a session is on, the CPU included. It is for tests, which
+	// give one that nothing but runs and copies can touch; nil otherwise.
+	DeviceMemory DeviceMemory
 }
 
 // Runtime is a handle on the process's ONNX Runtime. Open may be called any
@@ -37,6 +40,7 @@ type Runtime struct {
 	env     *environment
 	logger  *slog.Logger
 	observe func(*Observation)
+	device  DeviceMemory // Options.DeviceMemory
 	closed  atomic.Bool
 
 	fellBack sync.Once // device auto said that it is the CPU
@@ -52,6 +56,10 @@ type environment struct {
 	env     unsafe.Pointer
 	memory  unsafe.Pointer // OrtMemoryInfo of ordinary memory
 	refs    int            // guarded by process.mu
+
+	devices sync.Mutex // guards what follows
+	places  map[devicePlace]unsafe.Pointer
+	cuda    map[int]*cudaMemory
 }
 
 // process holds what ONNX Runtime itself keeps once a process.
@@ -77,7 +85,7 @@ func Open(options Options) (*Runtime, error) {
 			return nil, err
 		}
 		env.refs++
-		return &Runtime{env: env, logger: logger, observe: options.Observe}, nil
+		return &Runtime{env: env, logger: logger, observe: options.Observe, device: options.DeviceMemory}, nil
 	}
 	found, err := FindLibrary(options.LibraryPath)
 	if err != nil {
@@ -89,7 +97,7 @@ func Open(options Options) (*Runtime, error) {
 	}
 	process.env = env
 	logger.Debug("ONNX Runtime opened", "version", env.version, "library", env.path)
-	return &Runtime{env: env, logger: logger, observe: options.Observe}, nil
+	return &Runtime{env: env, logger: logger, observe: options.Observe, device: options.DeviceMemory}, nil
 }
 
 func (e *environment) sameLibrary(asked string) error {
@@ -151,6 +159,9 @@ func (e *environment) destroy(binding bool) error {
 	}
 	if e.memory != nil {
 		e.api.releaseMemoryInfo(e.memory)
+	}
+	for _, info := range e.places {
+		e.api.releaseMemoryInfo(info)
 	}
 	e.api.releaseEnv(e.env)
 	logSink.Store(nil)

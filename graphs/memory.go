@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,12 +27,25 @@ const (
 	sparse
 )
 
-// block is anonymous memory from the operating system, shared by the tensors
-// that view it and given back with the last of them. Pages read as zero and
-// become resident when first written. Its start is aligned to a page.
+// block is anonymous memory from the operating system, or memory of a device,
+// shared by the tensors that view it and given back with the last of them.
+// Pages of the system read as zero and become resident when first written.
 type block struct {
-	data []byte
-	refs atomic.Int64
+	device DeviceMemory // nil for the operating system's
+	data   []byte       // nil on a device
+	start  unsafe.Pointer
+	refs   atomic.Int64
+}
+
+// newDeviceBlock allocates on a device. The caller holds the first reference.
+func newDeviceBlock(device DeviceMemory, bytes int64) (*block, error) {
+	start, err := device.Allocate(max(bytes, 1))
+	if err != nil {
+		return nil, err
+	}
+	b := &block{device: device, start: start}
+	b.refs.Store(1)
+	return b, nil
 }
 
 // newBlock maps at least one byte, so that empty tensors have an address too.
@@ -51,7 +65,7 @@ func newBlock(bytes int64, filling filling) (*block, error) {
 	case bytes >= hugePage:
 		_ = unix.Madvise(data, unix.MADV_HUGEPAGE)
 	}
-	b := &block{data: data}
+	b := &block{data: data, start: unsafe.Pointer(&data[0])}
 	b.refs.Store(1)
 	return b, nil
 }
@@ -65,8 +79,11 @@ func (b *block) release() error {
 	if b.refs.Add(-1) != 0 {
 		return nil
 	}
-	data := b.data
-	b.data = nil
+	data, start := b.data, b.start
+	b.data, b.start = nil, nil
+	if b.device != nil {
+		return b.device.Free(start)
+	}
 	return unix.Munmap(data)
 }
 

@@ -89,6 +89,11 @@ char *gl_memory_info_create(const void *const *api, void **info) {
   return message(api, CALL(GL_CreateCpuMemoryInfo, void *(*)(int, int, void **))(1, 0, info));
 }
 
+char *gl_place_info_create(const void *const *api, const char *allocator, int id, void **info) {
+  // OrtDeviceAllocator = 0, OrtMemTypeDefault = 0: memory that the device computes in.
+  return message(api, CALL(GL_CreateMemoryInfo, void *(*)(const char *, int, int, int, void **))(allocator, 0, id, 0, info));
+}
+
 void gl_memory_info_release(const void *const *api, void *info) {
   CALL(GL_ReleaseMemoryInfo, void (*)(void *))(info);
 }

@@ -101,6 +101,15 @@ func (a api) createMemoryInfo() (unsafe.Pointer, error) {
 	return info, err
 }
 
+// createPlaceInfo describes the memory of a device: allocator name and number.
+func (a api) createPlaceInfo(name string, id int) (unsafe.Pointer, error) {
+	allocator := C.CString(name)
+	defer C.free(unsafe.Pointer(allocator))
+	var info unsafe.Pointer
+	err := nativeError(C.gl_place_info_create(a.table, allocator, C.int(id), &info))
+	return info, err
+}
+
 func (a api) releaseMemoryInfo(info unsafe.Pointer) { C.gl_memory_info_release(a.table, info) }
 
 // value is a native tensor. It is in C memory with its shape, so that making it

@@ -26,6 +26,7 @@ enum gl_slot {
   GL_GetDimensionsCount = 61,
   GL_GetDimensions = 62,
   GL_GetSymbolicDimensions = 63,
+  GL_CreateMemoryInfo = 68,
   GL_CreateCpuMemoryInfo = 69,
   GL_AllocatorFree = 76,
   GL_GetAllocatorWithDefaultOptions = 78,
@@ -76,6 +77,7 @@ void gl_providers_free(const void *const *api, char **names, int count);
 char *gl_env_create(const void *const *api, int severity, void **env);
 void gl_env_release(const void *const *api, void *env);
 char *gl_memory_info_create(const void *const *api, void **info);
+char *gl_place_info_create(const void *const *api, const char *allocator, int id, void **info);
 void gl_memory_info_release(const void *const *api, void *info);
 
 // Replaces v->value by a tensor of v->dims over data; on failure v keeps what it had.

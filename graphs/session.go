@@ -49,11 +49,13 @@ type SessionOptions struct {
 
 // Session is a loaded graph. Many goroutines may run it at once.
 type Session struct {
-	env     *environment
-	path    string
-	device  Device
-	inputs  []Port
-	outputs []Port
+	env    *environment
+	path   string
+	device Device
+	// deviceID is which GPU, where device is CUDA.
+	deviceID int
+	inputs   []Port
+	outputs  []Port
 	// statistics are outputs that only the observer sees; none without one.
 	statistics []Port
 	runtime    *Runtime
@@ -206,7 +208,7 @@ func (s *Session) create(ctx context.Context, device Device, options SessionOpti
 	case err != nil:
 		return outOfMemory(errors.New(strings.TrimPrefix(err.Error(), "Error creating C session from file: ")))
 	}
-	s.device = device
+	s.device, s.deviceID = device, options.DeviceID
 	s.pointer, err = pointerIn(s.native, "s", "ortSession")
 	return err
 }

@@ -238,6 +238,7 @@ func (st *Step) acquire() (int, error) {
 		if err := pin(t, "input", &st.inputPorts[i]); err != nil {
 			return held, err
 		}
+		enter(t)
 		st.args.inputValues[i] = t.native.pointer()
 		held++
 	}
@@ -245,6 +246,7 @@ func (st *Step) acquire() (int, error) {
 		if err := pin(t, "output", &st.outputPorts[i]); err != nil {
 			return held, err
 		}
+		enter(t)
 		st.args.outputValues[i] = t.native.pointer()
 		held++
 	}
@@ -263,11 +265,23 @@ func pin(t *Tensor, kind string, port *Port) error {
 
 func (st *Step) release(held int) {
 	for i := range held {
+		t := (*Tensor)(nil)
 		if i < len(st.inputs) {
-			st.inputs[i].release()
+			t = st.inputs[i]
 		} else {
-			st.outputs[i-len(st.inputs)].release()
+			t = st.outputs[i-len(st.inputs)]
 		}
+		if device := t.memory.device; device != nil {
+			device.Leave()
+		}
+		t.release()
+	}
+}
+
+// enter tells the tensor's device that a run will use its memory; release says that it has.
+func enter(t *Tensor) {
+	if device := t.memory.device; device != nil {
+		device.Enter()
 	}
 }
 

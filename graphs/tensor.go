@@ -10,16 +10,18 @@ import (
 )
 
 // Tensor is a dense, row-major array that native code can read and write. Its
-// memory comes from the operating system (or from an Arena) and keeps its
-// address until Close, which may be called again and during a run. The slices
-// that a tensor hands out must not be used after its Close.
+// memory comes from the operating system (or from an Arena, or a device) and
+// keeps its address until Close, which may be called again and during a run. The
+// slices that a tensor hands out must not be used after its Close; one that lies
+// in a device's memory hands out none.
 //
 // Reading or writing the elements while a run uses them is a data race that
 // nothing here can see. Everything else is safe for many goroutines.
 type Tensor struct {
 	env    *environment
 	memory *block
-	data   []byte // all of this tensor's memory
+	start  unsafe.Pointer // of this tensor's memory
+	size   int            // bytes of it
 	dtype  DType
 	native value
 	rank   int
@@ -46,17 +48,17 @@ func (r *Runtime) NewTensor(dtype DType, shape ...int64) (*Tensor, error) {
 		return nil, fmt.Errorf("allocate a %v tensor %v: %w", dtype, slices.Clone(shape), err)
 	}
 	defer memory.release()
-	return r.viewTensor(memory, memory.data[:bytes], dtype, shape)
+	return r.viewTensor(memory, 0, bytes, dtype, shape)
 }
 
 // viewTensor makes a tensor over part of a block, on which it takes a reference.
-// data holds at least the bytes of the shape.
-func (r *Runtime) viewTensor(memory *block, data []byte, dtype DType, shape []int64) (*Tensor, error) {
+// The part from offset on has size bytes, at least those of the shape.
+func (r *Runtime) viewTensor(memory *block, offset, size int64, dtype DType, shape []int64) (*Tensor, error) {
 	env, err := r.use()
 	if err != nil {
 		return nil, err
 	}
-	t := &Tensor{env: env, memory: memory.retain(), data: data, dtype: dtype, native: newValue()}
+	t := &Tensor{env: env, memory: memory.retain(), start: unsafe.Add(memory.start, offset), size: int(size), dtype: dtype, native: newValue()}
 	if err := t.setShape(shape); err != nil {
 		t.Close()
 		return nil, fmt.Errorf("make a %v tensor %v: %w", dtype, slices.Clone(shape), err)
@@ -70,20 +72,17 @@ func (t *Tensor) setShape(shape []int64) error {
 	for _, d := range shape {
 		bytes *= int(d)
 	}
-	// data may be empty while the block under it never is.
-	if err := t.native.make(t.env.api, t.env.memory, t.address(), bytes, shape, t.dtype); err != nil {
+	info, err := t.env.placeInfo(t.memory.device)
+	if err != nil {
+		return err
+	}
+	// The tensor may be empty while the block under it never is.
+	if err := t.native.make(t.env.api, info, t.start, bytes, shape, t.dtype); err != nil {
 		return err
 	}
 	t.bytes = bytes
 	t.rank = copy(t.dims[:], shape)
 	return nil
-}
-
-func (t *Tensor) address() unsafe.Pointer {
-	if len(t.data) == 0 {
-		return unsafe.Pointer(&t.memory.data[0])
-	}
-	return unsafe.Pointer(&t.data[0])
 }
 
 // FromFloat32 allocates a float32 tensor and copies data into it.
@@ -117,17 +116,17 @@ func fromSlice[T any](r *Runtime, dtype DType, data []T, shape []int64) (*Tensor
 	return t, nil
 }
 
-// elements views the tensor's memory as T; nil when the dtype is another or the
-// tensor is closed.
+// elements views the tensor's memory as T; nil when the dtype is another, the
+// tensor is closed or lies on a device.
 func elements[T any](t *Tensor, dtype DType) []T {
-	if t.dtype != dtype || t.state.Load()&stateClosed != 0 {
+	if t.dtype != dtype || t.state.Load()&stateClosed != 0 || t.memory.device != nil {
 		return nil
 	}
-	return unsafe.Slice((*T)(t.address()), t.bytes/dtype.Size())
+	return unsafe.Slice((*T)(t.start), t.bytes/dtype.Size())
 }
 
 // Float32 is the elements of a float32 tensor, not a copy; nil when the tensor
-// has another type or is closed. The same holds for Int64 and Int32.
+// has another type, is closed or lies on a device. The same holds for Int64 and Int32.
 func (t *Tensor) Float32() []float32 { return elements[float32](t, Float32) }
 
 // Int64 is the elements of an int64 tensor.
@@ -144,12 +143,13 @@ func (t *Tensor) Uint16() []uint16 {
 	return elements[uint16](t, Float16)
 }
 
-// Bytes is the memory of the current shape, little-endian; nil once closed.
+// Bytes is the memory of the current shape, little-endian; nil once closed, and
+// on a device.
 func (t *Tensor) Bytes() []byte {
-	if t.state.Load()&stateClosed != 0 {
+	if t.state.Load()&stateClosed != 0 || t.memory.device != nil {
 		return nil
 	}
-	return t.data[:t.bytes]
+	return unsafe.Slice((*byte)(t.start), t.bytes)
 }
 
 // DType is the element type.
@@ -171,7 +171,7 @@ func (t *Tensor) Dim(i int) int64 {
 func (t *Tensor) Len() int { return t.bytes / t.dtype.Size() }
 
 // Cap is the number of elements that fit the tensor's memory.
-func (t *Tensor) Cap() int { return len(t.data) / t.dtype.Size() }
+func (t *Tensor) Cap() int { return t.size / t.dtype.Size() }
 
 // Reshape gives the tensor another shape over the same memory, from its start:
 // contents stay as they are. The shape must fit what was allocated. It costs one
@@ -182,8 +182,8 @@ func (t *Tensor) Reshape(shape ...int64) error {
 		return t.usable()
 	}
 	bytes, err := shapeBytes(t.dtype, shape)
-	if err == nil && bytes > int64(len(t.data)) {
-		err = fmt.Errorf("it needs %s where %s were allocated", formatBytes(bytes), formatBytes(int64(len(t.data))))
+	if err == nil && bytes > int64(t.size) {
+		err = fmt.Errorf("it needs %s where %s were allocated", formatBytes(bytes), formatBytes(int64(t.size)))
 	}
 	if err == nil {
 		err = t.exclusive(func() error { return t.setShape(shape) })

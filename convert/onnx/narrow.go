@@ -19,7 +19,7 @@ import (
 // Narrowing is what Narrow must be told.
 type Narrowing struct {
 	// Keep reports that a node computes in float32. single says that one of its inputs that vary is float32 by what came
-	// before it. Nodes that are not kept compute in float16 if Halve says so, or if an input that varies is float16.
+	// before it. Nodes that are not kept compute in float16 if they are heavy, or if an input that varies is float16.
 	Keep func(node *Node, single bool) bool
 	// Port reports that an input or output becomes float16. The other ports keep their types.
 	Port func(name string) bool

@@ -19,12 +19,13 @@ type suite struct {
 	runtime *graphs.Runtime
 	options graphs.SessionOptions
 	models  string
+	cache   cache // of the attention under test
 }
 
 // Conformance runs the suite with sessions loaded with the given options. models
 // is the folder graphs/testdata.
 func Conformance(t *testing.T, runtime *graphs.Runtime, options graphs.SessionOptions, models string) {
-	s := &suite{runtime, options, models}
+	s := &suite{runtime: runtime, options: options, models: models}
 	t.Run("ports", s.ports)
 	t.Run("every element type", s.elementTypes)
 	t.Run("float16 outputs are whole", func(t *testing.T) { s.halves(t, "float16", 11, float16Value) })
@@ -37,7 +38,28 @@ func Conformance(t *testing.T, runtime *graphs.Runtime, options graphs.SessionOp
 	t.Run("chosen outputs", s.chosenOutputs)
 	t.Run("many goroutines", s.goroutines)
 	t.Run("cancellation", s.cancellation)
-	t.Run("attention", s.attention)
+	t.Run("attention", func(t *testing.T) {
+		s.attention(t, cache{model: "attention.onnx", dtype: graphs.Float32, accuracy: singleAccuracy})
+	})
+	t.Run("attention in float16", func(t *testing.T) {
+		s.attention(t, cache{model: "attention_half.onnx", dtype: graphs.Float16, accuracy: halfAccuracy})
+	})
+	t.Run("attention over a cache on the device", func(t *testing.T) {
+		memory, err := s.load(t, "attention_half.onnx").Memory()
+		must(t, err)
+		if memory == nil {
+			t.Skip("the device computes in ordinary memory")
+		}
+		s.attention(t, cache{model: "attention_half.onnx", dtype: graphs.Float16, memory: memory, accuracy: halfAccuracy})
+	})
+	t.Run("memory of the device", func(t *testing.T) {
+		memory, err := s.load(t, "add.onnx").Memory()
+		must(t, err)
+		if memory == nil {
+			t.Skip("the device computes in ordinary memory")
+		}
+		s.memory(t, memory)
+	})
 	t.Run("out of memory", s.outOfMemory)
 }
 

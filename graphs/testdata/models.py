@@ -71,10 +71,16 @@ def external(folder):
     return model(h.make_graph(nodes, "external", [value("x", T.FLOAT, "n", 4)], [value("y", T.FLOAT, "n", 3)], [proto]))
 
 
-def attention():
-    """A decoder's attention as convert writes it: packed tokens, cache in place, rotary tables as inputs."""
+def attention(cache_type=T.FLOAT):
+    """A decoder's attention as convert writes it: packed tokens, cache in place, rotary tables as inputs.
+
+    For CUDA the cache is float16, and casts stand at the edges of the operator.
+    """
+    half = cache_type == T.FLOAT16
     query_seqlens = 16  # the operator's input that holds each slot's new tokens
     inputs = ["unpacked", "", "", "past_key", "past_value", "seqlens_k", "total_sequence_length", "rope_cos", "rope_sin"]
+    if half:
+        inputs = [name + "_half" if name in ("unpacked", "rope_cos", "rope_sin") else name for name in inputs]
     inputs += [""] * (query_seqlens - len(inputs)) + ["query_seqlens"]
     nodes = [
         h.make_node("Gather", ["qkv", "row_map"], ["unpacked"]),
@@ -83,16 +89,21 @@ def attention():
         h.make_node("Reshape", ["attended", "rows"], ["flat"]),
         h.make_node("Gather", ["flat", "token_map"], ["out"]),
     ]
+    if half:
+        casts = [h.make_node("Cast", [name], [name + "_half"], to=T.FLOAT16) for name in ("unpacked", "rope_cos", "rope_sin")]
+        nodes[1:1] = casts
+        nodes[-1].output[0] = "out_half"
+        nodes.append(h.make_node("Cast", ["out_half"], ["out"], to=T.FLOAT))
     cache = ("batch", KV_HEADS, "capacity", HEAD_DIM)
     graph = h.make_graph(
         nodes, "attention",
         [value("qkv", T.FLOAT, "tokens", (HEADS + 2 * KV_HEADS) * HEAD_DIM), value("row_map", T.INT64, "batch", "sequence"),
          value("token_map", T.INT64, "tokens"), value("seqlens_k", T.INT32, "batch"), value("query_seqlens", T.INT32, "batch"),
          value("total_sequence_length", T.INT32), value("rope_cos", T.FLOAT, "positions", HEAD_DIM // 2),
-         value("rope_sin", T.FLOAT, "positions", HEAD_DIM // 2), value("past_key", T.FLOAT, *cache),
-         value("past_value", T.FLOAT, *cache)],
-        [value("out", T.FLOAT, "tokens", HEADS * HEAD_DIM), value("present_key", T.FLOAT, *cache),
-         value("present_value", T.FLOAT, *cache)],
+         value("rope_sin", T.FLOAT, "positions", HEAD_DIM // 2), value("past_key", cache_type, *cache),
+         value("past_value", cache_type, *cache)],
+        [value("out", T.FLOAT, "tokens", HEADS * HEAD_DIM), value("present_key", cache_type, *cache),
+         value("present_value", cache_type, *cache)],
         [h.make_tensor("rows", T.INT64, [2], [-1, HEADS * HEAD_DIM])])
     return model(graph, contrib=True)
 
@@ -114,7 +125,7 @@ def huge():
 
 def main(folder):
     for name, proto in {"add": add(), "cast": cast(), "scale": scale(), "loop": loop(), "external": external(folder),
-                        "attention": attention(), "strings": strings(), "huge": huge()}.items():
+                        "attention": attention(), "attention_half": attention(T.FLOAT16), "strings": strings(), "huge": huge()}.items():
         onnx.save(proto, os.path.join(folder, name + ".onnx"))
 
 

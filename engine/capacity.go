@@ -53,6 +53,22 @@ func chooseCapacity(spec manifest.Decoder, opts Options, available int64, logger
 	return int(fits), nil
 }
 
+// stepShare is the part of a device's memory that is left to what the operators of a step need: activations, and what libraries
+// keep to work in.
+const stepShare = 8
+
+// memoryFor returns the bytes that a KV cache may take in a device's memory, nil for the system's; 0 when nobody says.
+func memoryFor(memory graphs.DeviceMemory) (int64, error) {
+	if memory == nil {
+		return availableMemory(), nil
+	}
+	available, err := memory.Available()
+	if err != nil {
+		return 0, fmt.Errorf("ask how much memory the device has: %w", err)
+	}
+	return max(1, available-available/stepShare), nil
+}
+
 // availableMemory returns the bytes that the kernel could hand out, 0 when it does not say.
 func availableMemory() int64 {
 	f, err := os.Open("/proc/meminfo")

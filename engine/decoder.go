@@ -20,6 +20,7 @@ type decoder struct {
 	// wide computes the same with the same ports, faster for wideRows tokens and more; nil: session runs all steps.
 	wide     *graphs.Session
 	wideRows int
+	memory   graphs.DeviceMemory // of the arena and of what steps only read; nil: ordinary
 	arena    *graphs.Arena
 	encoder  *encoder // nil: prompts go to the decoder itself
 	spec     manifest.Decoder
@@ -54,6 +55,7 @@ type decoderGraphs struct {
 	session *graphs.Session
 	wide    *graphs.Session // nil: there is none, or it is not wanted
 	source  *encoder        // nil: prompts go to the decoder itself
+	memory  graphs.DeviceMemory
 }
 
 // Close closes what is there.
@@ -64,7 +66,7 @@ func (g decoderGraphs) Close() error {
 // newDecoder allocates the arena and the buffers for steps of up to maxTokens packed tokens. It takes over the graphs, which are
 // closed when this fails.
 func newDecoder(rt *graphs.Runtime, g decoderGraphs, spec manifest.Decoder, slots, capacity, maxTokens int) (d *decoder, err error) {
-	d = &decoder{session: g.session, wide: g.wide, encoder: g.source, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[stepKey]*graphs.Step{}}
+	d = &decoder{session: g.session, wide: g.wide, encoder: g.source, memory: g.memory, spec: spec, vocab: spec.VocabSize, runtime: rt, steps: map[stepKey]*graphs.Step{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -83,7 +85,7 @@ func newDecoder(rt *graphs.Runtime, g decoderGraphs, spec manifest.Decoder, slot
 	if err != nil {
 		return d, fmt.Errorf("decoder.cache_dtype: %w", err)
 	}
-	d.arena, err = rt.NewArena(graphs.ArenaSpec{
+	d.arena, err = rt.NewArenaIn(d.memory, graphs.ArenaSpec{
 		Layers: spec.Layers, Slots: slots, KVHeads: spec.KVHeads, Capacity: capacity, HeadDim: spec.HeadDim, DType: dtype,
 	})
 	if err != nil {
@@ -201,12 +203,12 @@ func (d *decoder) allocate(slots, capacity, tokens int64) error {
 		return nil
 	}
 	var err error
-	if d.cos, d.sin, err = ropeTables(d.runtime, d.spec, int(capacity), 0); err != nil || d.spec.RopeLocal == nil {
+	if d.cos, d.sin, err = d.ropeTables(d.spec, int(capacity), 0); err != nil || d.spec.RopeLocal == nil {
 		return err
 	}
 	local := d.spec
 	local.Rope = local.RopeLocal
-	d.cosLocal, d.sinLocal, err = ropeTables(d.runtime, local, int(capacity), 0)
+	d.cosLocal, d.sinLocal, err = d.ropeTables(local, int(capacity), 0)
 	return err
 }
 
@@ -365,7 +367,7 @@ func (d *decoder) makeOwnRope(length int) error {
 	if d.ownLength == length {
 		return nil
 	}
-	cos, sin, err := ropeTables(d.runtime, d.spec, int(d.cos.Dim(0)), length)
+	cos, sin, err := d.ropeTables(d.spec, int(d.cos.Dim(0)), length)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ type sourceEncoder interface {
 // encoder is a sourceEncoder over ONNX Runtime. Buffers are made once, for the longest prompt.
 type encoder struct {
 	runtime  *graphs.Runtime
+	memory   graphs.DeviceMemory // of the keys and values; nil: ordinary
 	session  *graphs.Session
 	spec     manifest.Decoder
 	arenas   map[int]*graphs.Arena // by width: cross_key.N, cross_value.N of every slot, [slots, heads, width, head_dim]
@@ -84,10 +85,10 @@ func crossBytes(spec manifest.Decoder, opts Options) int64 {
 }
 
 // newEncoder allocates the arena and the buffers. It takes over the session, which is closed when this fails.
-func newEncoder(rt *graphs.Runtime, session *graphs.Session, spec manifest.Decoder, opts Options) (e *encoder, err error) {
+func newEncoder(rt *graphs.Runtime, memory graphs.DeviceMemory, session *graphs.Session, spec manifest.Decoder, opts Options) (e *encoder, err error) {
 	capacity := encoderCapacity(*spec.Encoder, opts)
 	e = &encoder{
-		runtime: rt, session: session, spec: spec, capacity: capacity, hidden: spec.HiddenSize, lengths: make([]int32, opts.Slots),
+		runtime: rt, memory: memory, session: session, spec: spec, capacity: capacity, hidden: spec.HiddenSize, lengths: make([]int32, opts.Slots),
 		ports: session.Outputs(), cross: map[string]crossPlace{}, arenas: map[int]*graphs.Arena{},
 	}
 	defer func() {
@@ -118,7 +119,7 @@ func (e *encoder) use(width int) error {
 		return nil
 	}
 	if e.arenas[width] == nil {
-		arena, err := e.runtime.NewArena(graphs.ArenaSpec{
+		arena, err := e.runtime.NewArenaIn(e.memory, graphs.ArenaSpec{
 			Layers: e.spec.Layers, Slots: len(e.lengths), KVHeads: e.spec.Heads, Capacity: width, HeadDim: e.spec.HeadDim, DType: e.dtype,
 		})
 		if err != nil {
@@ -181,7 +182,11 @@ func (e *encoder) allocate(rt *graphs.Runtime) error {
 	}
 	in["inputs_embeds"] = e.input
 	for _, p := range e.ports {
-		t, err := rt.NewTensor(p.DType, withTokens(p.Shape, e.capacity)...)
+		memory := e.memory
+		if _, isCross := e.cross[p.Name]; !isCross {
+			memory = nil // read here
+		}
+		t, err := rt.NewTensorIn(memory, p.DType, withTokens(p.Shape, e.capacity)...)
 		if err != nil {
 			return fmt.Errorf("allocate the encoder's buffers: %w", err)
 		}

@@ -187,7 +187,10 @@ func (e *Engine) loadDecoder(ctx context.Context, folder string, opts Options) e
 	if err != nil {
 		return err
 	}
-	available := availableMemory() // what the weights leave, and the encoder's keys and values
+	available, err := memoryFor(loaded.memory) // what the weights leave, and the encoder's keys and values
+	if err != nil {
+		return errors.Join(err, loaded.Close())
+	}
 	if available > 0 {
 		available = max(1, available-crossBytes(spec, opts))
 	}
@@ -253,12 +256,17 @@ func (e *Engine) loadDecoderGraphs(ctx context.Context, folder string, opts Opti
 			return g, err
 		}
 	}
-	g.source, err = e.loadEncoder(ctx, folder, opts)
+	if e.manifest.Target == manifest.TargetCUDA { // otherwise attention is not computed where the device's memory is
+		if g.memory, err = g.session.Memory(); err != nil {
+			return g, err
+		}
+	}
+	g.source, err = e.loadEncoder(ctx, folder, g.memory, opts)
 	return g, err
 }
 
 // loadEncoder loads the encoder of an encoder-decoder model; nil for others.
-func (e *Engine) loadEncoder(ctx context.Context, folder string, opts Options) (*encoder, error) {
+func (e *Engine) loadEncoder(ctx context.Context, folder string, memory graphs.DeviceMemory, opts Options) (*encoder, error) {
 	spec := *e.manifest.Decoder
 	if spec.Encoder == nil {
 		return nil, nil
@@ -267,7 +275,7 @@ func (e *Engine) loadEncoder(ctx context.Context, folder string, opts Options) (
 	if err != nil {
 		return nil, err
 	}
-	return newEncoder(opts.Runtime, session, spec, opts)
+	return newEncoder(opts.Runtime, memory, session, spec, opts)
 }
 
 // Manifest returns the model's manifest, which must not be changed.

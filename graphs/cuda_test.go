@@ -118,9 +118,10 @@ func TestCUDALibraries(t *testing.T) {
 	folder := t.TempDir()
 	source := emptySource(t, folder)
 	library := filepath.Join(folder, "libonnxruntime.so.1.32.0")
+	providers := []string{"CUDAExecutionProvider", "CPUExecutionProvider"}
 	refused := func(want ...string) {
 		t.Helper()
-		err := checkCUDA(library, "1.32.0")
+		err := checkCUDA(library, "1.32.0", providers)
 		for _, w := range want {
 			if err == nil || !strings.Contains(err.Error(), w) {
 				t.Errorf("%v: does not say %q", err, w)
@@ -148,9 +149,12 @@ func TestCUDALibraries(t *testing.T) {
 	if _, err := cudaRuntime(provider); err == nil || !strings.Contains(err.Error(), "libcudart.so") {
 		t.Errorf("a provider without a shared runtime: %v", err)
 	}
-	if err := checkCUDA(library, "1.32.0"); err != nil {
+	if err := checkCUDA(library, "1.32.0", providers); err != nil {
 		t.Errorf("everything is there: %v", err)
 	}
+	providers = providers[1:]
+	refused(library, "built without CUDA", "GPU package")
+	providers = []string{"CUDAExecutionProvider"}
 	if err := os.WriteFile(provider, []byte("no library"), 0o600); err != nil {
 		t.Fatal(err)
 	}

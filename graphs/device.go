@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,21 +53,28 @@ func unknownDevice(name string) error {
 // for CUDA.
 var cudaLibraries = []string{"libonnxruntime_providers_cuda.so", "libonnxruntime_providers_shared.so"}
 
-// missingCUDA says which file of the CUDA provider is not beside the library.
-// ONNX Runtime's own message for it differs between builds and often names none.
-func missingCUDA(library, version string) error {
+// cudaProvider is ONNX Runtime's name of the provider.
+const cudaProvider = "CUDAExecutionProvider"
+
+// missingCUDA says which file of the CUDA provider is not beside the library, or
+// that the library is not one that loads it. ONNX Runtime's own message for it
+// differs between builds and often names none.
+func missingCUDA(library, version string, providers []string) error {
 	folder := libraryFolder(library)
 	for _, name := range cudaLibraries {
 		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
 			return fmt.Errorf("device cuda needs %s beside %s: use the library of ONNX Runtime's GPU package, release %s, or --device cpu", name, library, version)
 		}
 	}
+	if !slices.Contains(providers, cudaProvider) {
+		return fmt.Errorf("device cuda: %s was built without CUDA, though a provider lies beside it: use the library of ONNX Runtime's GPU package, release %s", library, version)
+	}
 	return nil
 }
 
 // checkCUDA says what is missing on this machine for device cuda, a GPU aside.
-func checkCUDA(library, version string) error {
-	if err := missingCUDA(library, version); err != nil {
+func checkCUDA(library, version string, providers []string) error {
+	if err := missingCUDA(library, version, providers); err != nil {
 		return err
 	}
 	return missingNeeds(filepath.Join(libraryFolder(library), cudaLibraries[0]))
@@ -88,22 +96,31 @@ func cudaOptions(deviceID int) map[string]string {
 
 // appendCUDA adds the CUDA provider to the options of a session.
 func (e *environment) appendCUDA(options *ort.SessionOptions, deviceID int) error {
-	if err := missingCUDA(e.path, e.version); err != nil {
+	providers, err := e.api.providers()
+	if err != nil {
 		return err
 	}
-	cuda, err := ort.NewCUDAProviderOptions()
-	if err != nil {
-		return fmt.Errorf("device cuda: %w", err)
+	if err := missingCUDA(e.path, e.version, providers); err != nil {
+		return err
 	}
-	defer cuda.Destroy()
-	if err := cuda.Update(cudaOptions(deviceID)); err != nil {
-		return fmt.Errorf("device cuda %d: %w", deviceID, err)
-	}
-	if err := options.AppendExecutionProviderCUDA(cuda); err != nil {
+	if err := e.appendProvider(options, deviceID); err != nil {
 		if missing := missingNeeds(filepath.Join(libraryFolder(e.path), cudaLibraries[0])); missing != nil {
 			return missing // ONNX Runtime's own message names the first of them, or none
 		}
-		return fmt.Errorf("device cuda %d: load %s: %w", deviceID, cudaLibraries[0], err)
+		return fmt.Errorf("device cuda %d: %w", deviceID, err)
 	}
 	return nil
+}
+
+// appendProvider has ONNX Runtime load the provider, which looks for the GPU.
+func (e *environment) appendProvider(options *ort.SessionOptions, deviceID int) error {
+	cuda, err := ort.NewCUDAProviderOptions()
+	if err != nil {
+		return err
+	}
+	defer cuda.Destroy()
+	if err := cuda.Update(cudaOptions(deviceID)); err != nil {
+		return err
+	}
+	return options.AppendExecutionProviderCUDA(cuda)
 }

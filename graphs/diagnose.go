@@ -42,8 +42,8 @@ func Diagnose(flag string) Diagnosis {
 		d.CUDA = errors.New("no ONNX Runtime library")
 		return d
 	}
-	d.CUDA = checkCUDA(d.Library.Path, d.Library.Version)
 	d.Providers, d.Err = libraryProviders(d.Library.Path)
+	d.CUDA = checkCUDA(d.Library.Path, d.Library.Version, d.Providers)
 	return d
 }
 

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	ort "github.com/yalue/onnxruntime_go"
+
+	"glimpse/graphs/kernels"
 )
 
 // Optimization is how much ONNX Runtime rewrites a graph when it loads it.
@@ -45,6 +47,8 @@ type SessionOptions struct {
 	// the session closes.
 	Profile      string
 	Optimization Optimization
+	// StockKernels leaves everything to ONNX Runtime's own kernels, also where package kernels has faster ones.
+	StockKernels bool
 }
 
 // Session is a loaded graph. Many goroutines may run it at once.
@@ -67,7 +71,8 @@ type Session struct {
 	running sync.RWMutex
 	closed  bool
 
-	background *background // nil: runs are on their callers' threads
+	background *background  // nil: runs are on their callers' threads
+	kernels    *kernels.Set // nil: ONNX Runtime's own
 
 	idleMu sync.Mutex
 	idle   []*Step // whole-graph steps for Run, kept between calls
@@ -113,6 +118,7 @@ func (r *Runtime) load(ctx context.Context, path string, options SessionOptions)
 			s.native.Destroy()
 		}
 		s.background.close()
+		s.kernels.Close()
 		env.release()
 		return nil, err
 	}
@@ -166,8 +172,21 @@ func checkModelFile(path string) error {
 	return nil
 }
 
-// create makes the native session for one device.
+// create makes the native session for one device, with our kernels where they fit the processor and every node of theirs.
 func (s *Session) create(ctx context.Context, device Device, options SessionOptions) error {
+	processor := kernels.Processor(0)
+	if device == CPU && !options.StockKernels {
+		processor = kernels.This()
+	}
+	err := s.createWith(ctx, device, processor, options)
+	if kernels.NotOurs(err) {
+		s.runtime.logger.Debug("graph left to ONNX Runtime's own kernels", "graph", s.path, "reason", err)
+		err = s.createWith(ctx, device, 0, options)
+	}
+	return err
+}
+
+func (s *Session) createWith(ctx context.Context, device Device, processor kernels.Processor, options SessionOptions) error {
 	native, err := s.env.sessionOptions(options)
 	if err != nil {
 		return err
@@ -175,6 +194,10 @@ func (s *Session) create(ctx context.Context, device Device, options SessionOpti
 	defer native.Destroy()
 	pointer, err := pointerIn(native, "o")
 	if err != nil {
+		return err
+	}
+	s.kernels.Close()
+	if s.kernels, err = kernels.Register(unsafe.Pointer(s.env.api.table), pointer, processor); err != nil {
 		return err
 	}
 	// The flag belongs to the options, so the callback must be over before they go.
@@ -370,6 +393,7 @@ func (s *Session) Close() error {
 	s.closed = true
 	err := s.native.Destroy()
 	s.background.close()
+	err = errors.Join(err, s.kernels.Close())
 	s.running.Unlock()
 
 	s.idleMu.Lock()

@@ -1,0 +1,81 @@
+// Package kernels computes a few of ONNX Runtime's operators on the CPU faster than ONNX Runtime does. It offers them under the
+// operators' own names, so graphs stay ordinary files that run anywhere: a session that they are registered with finds
+// them before ONNX Runtime's own kernels.
+//
+//   - MatMulNBits (accuracy level 4; 4 and 8 bits) reads weights where they lie in the mapped file, so loading packs nothing, and
+//     multiplies several rows with AMX where there is one.
+//   - GroupQueryAttention (causal, float32) reads the cache once for all heads that share it, on AMX.
+//
+// They need x86-64 with AVX-512 VNNI, attention AMX too; elsewhere nothing is registered.
+package kernels
+
+// #cgo CFLAGS: -O3 -Wall -Wextra
+// #cgo LDFLAGS: -lm -lpthread
+// #include <stdlib.h>
+// #include "ops.h"
+import "C"
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"unsafe"
+)
+
+// Processor is what of the processor the kernels can use.
+type Processor int
+
+// The kernels' needs.
+const (
+	VNNI Processor = C.GK_HAS_VNNI // AVX-512 with VNNI: MatMulNBits
+	AMX  Processor = C.GK_HAS_AMX  // AMX with int8 and bfloat16: everything
+)
+
+// This is the processor at hand. Asking the first time asks the system for leave to use tile registers.
+var This = sync.OnceValue(func() Processor { return Processor(C.gk_processor()) })
+
+// String names what is usable, "none" where nothing is.
+func (p Processor) String() string {
+	switch {
+	case p&AMX != 0:
+		return "avx512-vnni, amx"
+	case p&VNNI != 0:
+		return "avx512-vnni"
+	}
+	return "none"
+}
+
+// Set is operators registered with session options. It must outlive the sessions made from them.
+type Set struct {
+	api unsafe.Pointer
+	ops *C.gk_ops
+}
+
+// Register offers the processor's kernels to sessions that are made from options (an OrtSessionOptions) of the ONNX Runtime whose
+// function table is api. Without any kernel for the processor it returns nil.
+func Register(api, options unsafe.Pointer, processor Processor) (*Set, error) {
+	if processor == 0 {
+		return nil, nil
+	}
+	s := &Set{api: api}
+	if message := C.gk_ops_register((*unsafe.Pointer)(api), options, C.int(processor), &s.ops); message != nil {
+		defer C.free(unsafe.Pointer(message))
+		return nil, errors.New("register kernels: " + C.GoString(message))
+	}
+	return s, nil
+}
+
+// NotOurs reports whether a session could not be made because a node wants what only ONNX Runtime's own kernel does. It can be made
+// without the kernels.
+func NotOurs(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "glimpse kernels: not for")
+}
+
+// Close frees the operators. Closing again does nothing.
+func (s *Set) Close() error {
+	if s != nil && s.ops != nil {
+		C.gk_ops_free((*unsafe.Pointer)(s.api), s.ops)
+		s.ops = nil
+	}
+	return nil
+}

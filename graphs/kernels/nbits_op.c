@@ -1,0 +1,105 @@
+// MatMulNBits as a custom operator: attributes and tensors checked, then nbits.c.
+#include "nbits_op.h"
+
+#if defined(__x86_64__)
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "nbits.h"
+#include "scratch.h"
+
+typedef struct {
+  gk_api api;
+  int amx;
+  int64_t k, n, bits, block;
+} nbits_kernel;
+
+static void *create(const gk_op *op, const void *table, const void *info, void **kernel) {
+  gk_api api = table;
+  nbits_kernel k = {.api = api, .amx = gk_op_processor(op) & GK_HAS_AMX};
+  k.k = gk_attribute(api, info, "K", 0);
+  k.n = gk_attribute(api, info, "N", 0);
+  k.bits = gk_attribute(api, info, "bits", 4);
+  k.block = gk_attribute(api, info, "block_size", 0);
+  int64_t level = gk_attribute(api, info, "accuracy_level", 0);
+  if (k.k < 1 || k.n < 16 || (k.bits != 4 && k.bits != 8) || level != 4 ||
+      (k.block != 32 && k.block != 64 && k.block != 128 && k.block != 256))
+    return gk_fail(api, GK_NOT_OURS "MatMulNBits of K %lld, N %lld, %lld bits, blocks of %lld, accuracy level %lld", (long long)k.k,
+                   (long long)k.n, (long long)k.bits, (long long)k.block, (long long)level);
+  nbits_kernel *made = malloc(sizeof *made);
+  if (!made) return gk_fail(api, "no memory for a kernel");
+  *made = k;
+  *kernel = made;
+  return NULL;
+}
+
+// The parts of the input that the operator's definition fixes.
+static void *inputs(nbits_kernel *k, void *context, gk_nbits *job, gk_tensor *x) {
+  gk_tensor weights, scales, zeros, groups, bias;
+  void *bad = gk_input(k->api, context, 0, x);
+  if (!bad) bad = gk_input(k->api, context, 1, &weights);
+  if (!bad) bad = gk_input(k->api, context, 2, &scales);
+  if (!bad) bad = gk_input(k->api, context, 3, &zeros);
+  if (!bad) bad = gk_input(k->api, context, 4, &groups);
+  if (!bad) bad = gk_input(k->api, context, 5, &bias);
+  if (bad) return bad;
+  int64_t blocks = (k->k + k->block - 1) / k->block;
+  *job = (gk_nbits){.rows = 1, .n = k->n, .k = k->k, .blocks = blocks, .block = k->block, .bits = k->bits, .amx = k->amx};
+  job->row_bytes = blocks * k->block * k->bits / 8;
+  if (zeros.data || groups.data) return gk_fail(k->api, "MatMulNBits: zero points and g_idx are not supported");
+  if (!x->data && x->rank == 0) return gk_fail(k->api, "MatMulNBits: no A");
+  if (gk_elements(&weights) != k->n * job->row_bytes || gk_elements(&scales) != k->n * blocks || (bias.data && gk_elements(&bias) != k->n))
+    return gk_fail(k->api, "MatMulNBits: weights, scales or bias are not of N %lld, K %lld", (long long)k->n, (long long)k->k);
+  if (x->rank < 1 || x->dims[x->rank - 1] != k->k)
+    return gk_fail(k->api, "MatMulNBits: the last dimension of A is not K = %lld", (long long)k->k);
+  for (size_t i = 0; i + 1 < x->rank; i++) job->rows *= x->dims[i];
+  job->x = x->data, job->weights = weights.data, job->scales = scales.data, job->bias = bias.data;
+  return NULL;
+}
+
+static void *compute(void *kernel, void *context) {
+  nbits_kernel *k = kernel;
+  gk_nbits job;
+  gk_tensor x;
+  void *bad = inputs(k, context, &job, &x);
+  if (bad) return bad;
+  int64_t dims[GK_MAX_RANK];
+  memcpy(dims, x.dims, sizeof dims);
+  dims[x.rank - 1] = k->n;
+  void *y;
+  bad = gk_output(k->api, context, 0, dims, x.rank, &y);
+  if (bad || job.rows == 0) return bad;
+  job.y = y;
+  void *work = gk_scratch_take(gk_nbits_work(&job));
+  if (!work) return gk_fail(k->api, "MatMulNBits: no memory for %lld rows", (long long)job.rows);
+  gk_nbits_layout(&job, work);
+  bad = gk_parallel(k->api, context, gk_nbits_quantize, gk_nbits_quantize_parts(&job), &job);
+  if (!bad) bad = gk_parallel(k->api, context, gk_nbits_multiply, gk_nbits_multiply_parts(&job), &job);
+  gk_scratch_give(work);
+  return bad;
+}
+
+static const char *name(const gk_op *op) { return (void)op, "MatMulNBits"; }
+static size_t input_count(const gk_op *op) { return (void)op, 6; }
+static int input_type(const gk_op *op, size_t i) {
+  static const int types[] = {GK_FLOAT, GK_UINT8, GK_FLOAT, GK_UINT8, GK_INT32, GK_FLOAT};
+  return (void)op, types[i];
+}
+static int input_characteristic(const gk_op *op, size_t i) { return (void)op, i < 3 ? GK_REQUIRED : GK_OPTIONAL; }
+static size_t output_count(const gk_op *op) { return (void)op, 1; }
+static int output_type(const gk_op *op, size_t i) { return (void)op, (void)i, GK_FLOAT; }
+
+void gk_nbits_op(gk_op *op) {
+  op->get_name = name;
+  op->get_input_count = input_count;
+  op->get_input_type = input_type;
+  op->get_input_characteristic = input_characteristic;
+  op->get_output_count = output_count;
+  op->get_output_type = output_type;
+  op->create_kernel_v2 = create;
+  op->compute_v2 = compute;
+  op->destroy = free;
+}
+
+#endif

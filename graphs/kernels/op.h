@@ -1,0 +1,14 @@
+// What the operators' definitions share.
+#ifndef GLIMPSE_KERNELS_OP_H
+#define GLIMPSE_KERNELS_OP_H
+
+#include "ops.h"
+#include "ort.h"
+
+// How the message begins of a node that only ONNX Runtime's own kernel can compute: the session is then made without ours.
+#define GK_NOT_OURS "glimpse kernels: not for "
+
+int gk_op_processor(const gk_op *op);
+int64_t gk_elements(const gk_tensor *t);
+
+#endif

@@ -179,7 +179,9 @@ func (s *Session) create(ctx context.Context, device Device, options SessionOpti
 		processor = kernels.This()
 	}
 	err := s.createWith(ctx, device, processor, options)
-	if kernels.NotOurs(err) {
+	if err != nil && processor != 0 && ctx.Err() == nil {
+		// A node that only ONNX Runtime's kernel computes, or a graph that does not declare com.microsoft and into which
+		// ONNX Runtime would fuse operators of that domain.
 		s.runtime.logger.Debug("graph left to ONNX Runtime's own kernels", "graph", s.path, "reason", err)
 		err = s.createWith(ctx, device, 0, options)
 	}

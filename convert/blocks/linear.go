@@ -165,27 +165,50 @@ func (b *Builder) matMulNBits(x *onnx.Value, w Weight, f Format, bias *onnx.Valu
 	return b.Contrib("MatMulNBits", []*onnx.Value{x, packed[0], packed[1], onnx.None, onnx.None, bias}, attrs...)
 }
 
-// int8Rows multiplies int8 weights, one scale an output channel, by activations that are quantized row by row: a row is divided
-// by its own largest magnitude, so that all rows share the range −1..1, the fixed scale 1/127 and the zero point 128, and
-// the result is multiplied by the magnitude. One scale for the whole activation, which DynamicQuantizeMatMul takes, would
-// let a single long row spoil the others and make a row's result depend on which other rows share the step.
+// rowLinear is the definition of RowLinear, and with biased of RowLinearBias: y = x·(weight·scale)ᵀ + bias, with activations that are
+// quantized row by row. A row is divided by its own largest magnitude, so that all rows share the range −1..1, the fixed scale
+// 1/127 and the zero point 128, and the result is multiplied by the magnitude. One scale for the whole activation, which
+// DynamicQuantizeMatMul takes, would let a single long row spoil the others and make a row's result depend on which other
+// rows share the step.
 //
-// The floor keeps rows of zeros from dividing by zero. Activations are uint8 because the operator's kernels for signed ones are
-// 15 times slower on x86.
+// The floor keeps rows of zeros from dividing by zero. Activations are uint8 because ONNX Runtime's kernels for signed ones are
+// 15 times slower on x86. Weights are [out, in], as they are stored, which is what a kernel of its own for the function reads fastest.
+func rowLinear(name string, biased bool) *onnx.Function {
+	parameters := []string{"x", "weight", "scale"}
+	if biased {
+		parameters = append(parameters, "bias")
+	}
+	return onnx.NewFunction(name, parameters, func(f *onnx.Graph, in []*onnx.Value) *onnx.Value {
+		float := func(v float32) *onnx.Value { return f.Op("Constant", nil, onnx.Float32("value_float", v)) }
+		zero := f.Op("Cast", []*onnx.Value{f.Op("Constant", nil, onnx.Int("value_int", 128))}, onnx.Int("to", int64(onnx.Uint8)))
+		last := f.Op("Constant", nil, onnx.Ints("value_ints", -1))
+		largest := f.Op("ReduceMax", []*onnx.Value{f.Op("Abs", []*onnx.Value{in[0]}), last}, onnx.Int("keepdims", 1))
+		largest = f.Op("Max", []*onnx.Value{largest, float(1e-30)})
+		scale := float(1.0 / 127)
+		rows := f.Op("QuantizeLinear", []*onnx.Value{f.Op("Div", []*onnx.Value{in[0], largest}), scale, zero})
+		weight := f.Op("Transpose", []*onnx.Value{in[1]}, onnx.Ints("perm", 1, 0))
+		y := f.Op("Mul", []*onnx.Value{f.Contrib("MatMulIntegerToFloat", []*onnx.Value{rows, weight, scale, in[2], zero}), largest})
+		if biased {
+			y = f.Op("Add", []*onnx.Value{y, in[3]})
+		}
+		return y
+	})
+}
+
+var (
+	rowLinearFunction     = rowLinear("RowLinear", false)
+	rowLinearBiasFunction = rowLinear("RowLinearBias", true)
+)
+
+// int8Rows multiplies int8 weights, one scale an output channel, by activations that are quantized row by row.
 func (b *Builder) int8Rows(x *onnx.Value, w Weight, bias *onnx.Value) *onnx.Value {
 	b.count(w, FormatInt8Rows.Name)
 	n, k := w.shape[0], w.shape[1]
 	q := b.AddPayload(&int8RowsPayload{w: w},
-		onnx.WeightSpec{Name: "weight_quant", DType: onnx.Int8, Shape: []int64{k, n}},
+		onnx.WeightSpec{Name: "weight_quant", DType: onnx.Int8, Shape: []int64{n, k}},
 		onnx.WeightSpec{Name: "weight_scale", DType: onnx.Float, Shape: []int64{n}})
-	largest := b.Op("ReduceMax", []*onnx.Value{b.Op("Abs", []*onnx.Value{x}), b.Ints1(-1)}, onnx.Int("keepdims", 1))
-	largest = b.Op("Max", []*onnx.Value{largest, b.Scalar(1e-30)})
-	scale, zero := b.Scalar(1.0/127), b.Uint8(128)
-	rows := b.Op("QuantizeLinear", []*onnx.Value{b.Op("Div", []*onnx.Value{x, largest}), scale, zero})
-	y := b.Contrib("MatMulIntegerToFloat", []*onnx.Value{rows, q[0], scale, q[1], zero})
-	y = b.Op("Mul", []*onnx.Value{y, largest})
 	if bias != onnx.None {
-		y = b.Op("Add", []*onnx.Value{y, bias})
+		return b.Call(rowLinearBiasFunction, []*onnx.Value{x, q[0], q[1], bias})
 	}
-	return y
+	return b.Call(rowLinearFunction, []*onnx.Value{x, q[0], q[1]})
 }

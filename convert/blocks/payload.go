@@ -82,26 +82,24 @@ func eachRows(ctx context.Context, w Weight, visit func(row int64, values []floa
 	return nil
 }
 
-// int8RowsPayload makes [k, n] int8 and [n] scales: symmetric, one scale for each output channel.
+// int8RowsPayload makes [n, k] int8 and [n] scales: symmetric, one scale for each output channel.
 type int8RowsPayload struct{ w Weight }
 
 func (p *int8RowsPayload) String() string { return "int8(" + p.w.String() + ")" }
 
-// Produce keeps the whole transposed matrix, a quarter of the weight's float32 size: written by rows it would scatter
-// over the file.
 func (p *int8RowsPayload) Produce(ctx context.Context, sink onnx.Sink) error {
 	defer p.w.src.release()
 	n, k := p.w.shape[0], p.w.shape[1]
-	transposed := make([]int8, n*k)
-	scales := make([]float32, n)
+	rows := min(n, rowsPerChunk(k))
+	levels, scales := make([]int8, rows*k), make([]float32, n)
 	err := eachRows(ctx, p.w, func(row int64, values []float32) error {
 		count := int64(len(values)) / k
-		return quantize.Int8Columns(values, int(count), int(k), transposed, int(n), int(row), scales[row:row+count])
+		if err := quantize.Int8Rows(values, int(count), int(k), levels, scales[row:row+count]); err != nil {
+			return err
+		}
+		return sink.WriteAt(0, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(levels))), count*k), row*k)
 	})
 	if err != nil {
-		return err
-	}
-	if err := sink.WriteAt(0, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(transposed))), len(transposed)), 0); err != nil {
 		return err
 	}
 	return sink.WriteAt(1, float32Bytes(nil, scales), 0)

@@ -16,6 +16,7 @@ import (
 func (g *Graph) Derive(name string, replace func(d *Graph, node *Node) bool) *Graph {
 	d := NewGraph(name)
 	d.Inputs, d.Outputs, d.Weights = g.Inputs, g.Outputs, slices.Clone(g.Weights)
+	d.Functions = slices.Clone(g.Functions)
 	for n := range g.taken {
 		d.taken[n] = true
 	}
@@ -39,8 +40,13 @@ func (g *Graph) Derive(name string, replace func(d *Graph, node *Node) bool) *Gr
 			used[in] = true
 		}
 	}
+	d.Functions = slices.DeleteFunc(d.Functions, func(f *Function) bool { return !d.calls(f) })
 	d.Weights = slices.DeleteFunc(d.Weights, func(w *Weight) bool { return !used[w.Value] })
 	return d
+}
+
+func (g *Graph) calls(f *Function) bool {
+	return slices.ContainsFunc(g.Nodes, func(n *Node) bool { return n.Domain == f.Domain && n.Op == f.Body.Name })
 }
 
 // Become makes a value of the new graph take the name of a value of the old one, whose node it replaces.

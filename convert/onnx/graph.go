@@ -175,6 +175,8 @@ type Graph struct {
 	Nodes   []*Node
 	Weights []*Weight
 
+	Functions []*Function // that nodes call, in the order of their first use
+
 	scope  []string
 	taken  map[string]bool
 	inline map[string]*Value // constants by content, so that equal ones are stored once
@@ -259,6 +261,35 @@ func (g *Graph) Node(domain, op string, n int, inputs []*Value, attrs ...Attr) [
 	}
 	g.Nodes = append(g.Nodes, node)
 	return slices.Clone(node.Outputs) // the caller may write into its own
+}
+
+// Function is an operator that the model file defines itself, by a graph of others: a runtime that has a kernel for it uses that, any
+// other one computes the body. It has no attributes and no weights.
+type Function struct {
+	Domain string
+	Body   *Graph // its name is the operator's, its ports' names the parameters
+}
+
+// OwnDomain is the domain of functions that graphs of this project define.
+const OwnDomain = "glimpse"
+
+// NewFunction returns a function whose body is built over its parameters.
+func NewFunction(name string, parameters []string, build func(body *Graph, in []*Value) *Value) *Function {
+	body := NewGraph(name)
+	in := make([]*Value, len(parameters))
+	for i, p := range parameters {
+		in[i] = body.Input(p, 0)
+	}
+	body.Output("y", build(body, in), 0)
+	return &Function{OwnDomain, body}
+}
+
+// Call adds a node that is the function's result.
+func (g *Graph) Call(f *Function, inputs []*Value) *Value {
+	if !slices.Contains(g.Functions, f) {
+		g.Functions = append(g.Functions, f)
+	}
+	return g.Node(f.Domain, f.Body.Name, 1, inputs)[0]
 }
 
 // Drop marks an output of a node as not wanted: it gets the empty name that ONNX uses for optional outputs.

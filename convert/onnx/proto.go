@@ -4,6 +4,7 @@ package onnx
 
 import (
 	"math"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -40,10 +41,35 @@ func encodeModel(g *Graph, producer, version, dataFile string, extents map[*Weig
 	b = appendString(b, 3, version)
 	b = appendMessage(b, 7, encodeGraph(g, dataFile, extents))
 	b = appendMessage(b, 8, encodeOpset("", OpsetVersion))
-	if g.uses(Microsoft) {
-		b = appendMessage(b, 8, encodeOpset(Microsoft, 1))
+	// Declared by every graph, since ONNX Runtime fuses operators of this domain into graphs of standard ones.
+	b = appendMessage(b, 8, encodeOpset(Microsoft, 1))
+	own := slices.ContainsFunc(g.Functions, func(f *Function) bool { return f.Domain == OwnDomain })
+	if own {
+		b = appendMessage(b, 8, encodeOpset(OwnDomain, 1))
+	}
+	for _, f := range g.Functions {
+		b = appendMessage(b, 25, encodeFunction(f))
 	}
 	return b
+}
+
+// encodeFunction writes a FunctionProto.
+func encodeFunction(f *Function) []byte {
+	b := appendString(nil, 1, f.Body.Name)
+	for _, p := range f.Body.Inputs {
+		b = appendString(b, 4, p.Value.name)
+	}
+	for _, p := range f.Body.Outputs {
+		b = appendString(b, 5, p.Value.name)
+	}
+	for _, n := range f.Body.Nodes {
+		b = appendMessage(b, 7, encodeNode(n))
+	}
+	b = appendMessage(b, 9, encodeOpset("", OpsetVersion))
+	if f.Body.uses(Microsoft) {
+		b = appendMessage(b, 9, encodeOpset(Microsoft, 1))
+	}
+	return appendString(b, 10, f.Domain)
 }
 
 func encodeOpset(domain string, version int64) []byte {

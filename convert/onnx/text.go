@@ -31,6 +31,19 @@ func (g *Graph) WriteText(w io.Writer) error {
 	for _, n := range g.Nodes {
 		b.WriteString(n.text() + "\n")
 	}
+	for _, f := range g.Functions {
+		fmt.Fprintf(&b, "function %s.%s(", f.Domain, f.Body.Name)
+		for i, p := range f.Body.Inputs {
+			if i > 0 {
+				b.WriteString(", ")
+			}
+			b.WriteString(p.Value.name)
+		}
+		b.WriteString(")\n")
+		for _, n := range f.Body.Nodes {
+			b.WriteString("  " + n.text() + "\n")
+		}
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

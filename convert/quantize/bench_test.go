@@ -26,7 +26,6 @@ func BenchmarkQuantize(b *testing.B) {
 	run("bfloat16", func() { BFloat16(half, src) })
 	q, scale := make([]int8, n*k), make([]float32, n)
 	run("int8rows", func() { Int8Rows(src, n, k, q, scale) })
-	run("int8columns", func() { Int8Columns(src, n, k, q, n, 0, scale) })
 	for _, c := range []struct {
 		name       string
 		blocks     Blocks

@@ -54,11 +54,11 @@ func layoutCases(t *testing.T) []layoutCase {
 			c.Name = fmt.Sprintf("int8 n%d k%d", c.N, c.K)
 			q := make([]int8, c.N*c.K)
 			c.Scales = make([]float32, c.N)
-			if err := Int8Columns(c.W, c.N, c.K, q, c.N, 0, c.Scales); err != nil {
+			if err := Int8Rows(c.W, c.N, c.K, q, c.Scales); err != nil {
 				t.Fatal(err)
 			}
-			for _, v := range q {
-				c.Packed = append(c.Packed, byte(v))
+			for i := range q { // the operator that is compared with takes them by column
+				c.Packed = append(c.Packed, byte(q[i%c.N*c.K+i/c.N]))
 			}
 		} else {
 			c.Name = fmt.Sprintf("int%d block%d n%d k%d zero points %v", c.Bits, c.Block, c.N, c.K, asymmetric)

@@ -239,27 +239,6 @@ func TestInt8RowsErrorBounds(t *testing.T) {
 				t.Fatalf("weight %d: %v became %d with scale %v", i, v, q[i], scale[i/k])
 			}
 		}
-		// Columns of a wider matrix: the same numbers, the neighbours untouched.
-		columns, first := n+5, 2
-		wide := slices.Repeat([]int8{99}, columns*k)
-		again := make([]float32, n)
-		if err := Int8Columns(src, n, k, wide, columns, first, again); err != nil {
-			t.Fatal(err)
-		}
-		if !slices.Equal(scale, again) {
-			t.Fatal("the scales of columns differ from those of rows")
-		}
-		for c := range columns {
-			for i := range k {
-				want := int8(99)
-				if c >= first && c < first+n {
-					want = q[(c-first)*k+i]
-				}
-				if wide[i*columns+c] != want {
-					t.Fatalf("[%d, %d]: %d, want %d", i, c, wide[i*columns+c], want)
-				}
-			}
-		}
 	})
 }
 
@@ -295,9 +274,8 @@ func TestNonFinite(t *testing.T) {
 		src[71*k+13] = float32(bad)
 		l := Sizes(n, k, 4, 16)
 		for name, err := range map[string]error{
-			"rows":    Int8Rows(src, n, k, make([]int8, n*k), make([]float32, n)),
-			"columns": Int8Columns(src, n, k, make([]int8, n*k), n, 0, make([]float32, n)),
-			"blocks":  Blockwise(src, n, k, 4, 16, make([]byte, l.Packed), make([]float32, l.Scales), nil),
+			"rows":   Int8Rows(src, n, k, make([]int8, n*k), make([]float32, n)),
+			"blocks": Blockwise(src, n, k, 4, 16, make([]byte, l.Packed), make([]float32, l.Scales), nil),
 		} {
 			var e *NonFiniteError
 			if !errors.As(err, &e) || e.Row != 71 || e.Column != 13 {
@@ -320,22 +298,4 @@ func TestBadParameters(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
-}
-
-func TestTranspose(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		rows, k := rapid.IntRange(0, 80).Draw(t, "rows"), rapid.IntRange(0, 80).Draw(t, "k")
-		src, dst, back := make([]float32, rows*k), make([]float32, rows*k), make([]float32, rows*k)
-		for i := range src {
-			src[i] = float32(i)
-		}
-		Transpose(dst, rows, 0, src, rows, k)
-		Transpose(back, k, 0, dst, k, rows)
-		if !slices.Equal(src, back) {
-			t.Fatal("transposed twice is not the same")
-		}
-		if rows > 1 && k > 1 && dst[1] != float32(k) {
-			t.Fatalf("dst[0, 1] = %v, want %d", dst[1], k)
-		}
-	})
 }

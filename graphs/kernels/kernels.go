@@ -17,7 +17,6 @@ import "C"
 
 import (
 	"errors"
-	"strings"
 	"sync"
 	"unsafe"
 )
@@ -52,7 +51,8 @@ type Set struct {
 }
 
 // Register offers the processor's kernels to sessions that are made from options (an OrtSessionOptions) of the ONNX Runtime whose
-// function table is api. Without any kernel for the processor it returns nil.
+// function table is api. Without any kernel for the processor it returns nil. A session whose
+// graph has a node of these operators that wants more than the kernels do cannot be made with them.
 func Register(api, options unsafe.Pointer, processor Processor) (*Set, error) {
 	if processor == 0 {
 		return nil, nil
@@ -63,12 +63,6 @@ func Register(api, options unsafe.Pointer, processor Processor) (*Set, error) {
 		return nil, errors.New("register kernels: " + C.GoString(message))
 	}
 	return s, nil
-}
-
-// NotOurs reports whether a session could not be made because a node wants what only ONNX Runtime's own kernel does. It can be made
-// without the kernels.
-func NotOurs(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "glimpse kernels: not for")
 }
 
 // Close frees the operators. Closing again does nothing.

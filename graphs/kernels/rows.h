@@ -8,7 +8,7 @@
 
 #include "nbits.h"
 
-// y[rows, n] = x[rows, k] · (weights[n, k] · scales[n])ᵀ + bias; n is at least 16. A row's result depends on that row alone, to the
+// y[rows, n] = x[rows, k] · (weights[n, k] · scales[n])ᵀ + bias; with amx n is at least 16. A row's result depends on that row alone, to the
 // last bit. lay's activations are one block the row's length long.
 typedef struct {
   gk_nbits lay;

@@ -33,13 +33,13 @@ static void *inputs(const rows_kernel *k, void *context, gk_rows *job, gk_tensor
   if (!bad) bad = gk_input(k->api, context, 2, &scales);
   if (!bad && k->bias) bad = gk_input(k->api, context, 3, &bias);
   if (bad) return bad;
-  if (weights.rank != 2 || x->rank < 1 || x->dims[x->rank - 1] != weights.dims[1] || weights.dims[0] < 16 || weights.dims[1] < 1 ||
+  if (weights.rank != 2 || x->rank < 1 || x->dims[x->rank - 1] != weights.dims[1] || weights.dims[0] < 1 || weights.dims[1] < 1 ||
       gk_elements(&scales) != weights.dims[0] || (k->bias && gk_elements(&bias) != weights.dims[0]))
-    return gk_fail(k->api, "RowLinear: the shapes of x, weights [n, k], scales and bias [n] do not go together, or n is below 16");
+    return gk_fail(k->api, "RowLinear: the shapes of x, weights [n, k], scales and bias [n] do not go together");
   memset(job, 0, sizeof *job);
   job->lay.rows = 1;
   for (size_t i = 0; i + 1 < x->rank; i++) job->lay.rows *= x->dims[i];
-  job->lay.n = weights.dims[0], job->lay.k = weights.dims[1], job->lay.amx = k->amx;
+  job->lay.n = weights.dims[0], job->lay.k = weights.dims[1], job->lay.amx = k->amx && weights.dims[0] >= 16;
   job->lay.x = x->data, job->lay.scales = scales.data, job->lay.bias = bias.data;
   job->weights = weights.data;
   return NULL;

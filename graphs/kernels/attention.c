@@ -82,9 +82,11 @@ GK_INLINE GK_TARGET_VNNI __m512i nearest_pair(__m512 *even, __m512 *odd) {
 GK_INLINE __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
 // A block of keys as left operands: [key tile][chunk of 32 dims][part][16 keys][32]. Keys from count on are zero.
-GK_TARGET_AMX static void load_keys(const float *keys, int64_t count, int64_t dim, uint16_t *out) {
+// The block's values, which are read next and not in their order, are fetched meanwhile.
+GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int64_t count, int64_t dim, uint16_t *out) {
   int64_t chunks = depth_of(dim) / 32;
-  for (int64_t j = 0; j < KEYS; j++) {
+  for (int64_t j = 0; j < KEYS && j < (count + 31) / 32 * 32; j++) {
+    for (int64_t i = 0; j < count && i < dim; i += 16) _mm_prefetch((const char *)(values + j * dim + i), _MM_HINT_T0);
     for (int64_t c = 0; c < chunks; c++) {
       int64_t left = j < count ? dim - 32 * c : 0;
       __m512 a = _mm512_maskz_loadu_ps(first_lanes(left), keys + j * dim + 32 * c);
@@ -95,27 +97,25 @@ GK_TARGET_AMX static void load_keys(const float *keys, int64_t count, int64_t di
   }
 }
 
-// A block of values, transposed, as left operands: [dim tile][chunk of 32 keys][part][16 dims][32].
-GK_TARGET_AMX static void load_values(const float *values, int64_t count, int64_t dim, uint16_t *out) {
-  for (int64_t d = 0; d < dim; d += 16) {
-    __mmask16 lanes = first_lanes(dim - d);
-    for (int64_t c = 0; c < KEYS / 32; c++) {
-      __m512i v[PARTS][16];
-#pragma GCC unroll 16
-      for (int64_t p = 0; p < 16; p++) {
-        int64_t j = 32 * c + 2 * p;
-        __m512 even = _mm512_maskz_loadu_ps(j < count ? lanes : 0, values + j * dim + d);
-        __m512 odd = _mm512_maskz_loadu_ps(j + 1 < count ? lanes : 0, values + (j + 1) * dim + d);
-        for (int i = 0; i < PARTS; i++) v[i][p] = nearest_pair(&even, &odd);
-      }
-      for (int i = 0; i < PARTS; i++) {
-        uint16_t *to = out + ((d / 16 * (KEYS / 32) + c) * PARTS + i) * TILE;
-        gk_transpose(v[i]);
-#pragma GCC unroll 16
-        for (int p = 0; p < 16; p++) _mm512_store_si512(to + p * 32, v[i][p]);
-      }
+// A block of values as right operands: [chunk of 32 keys][dim tile][part][16 pairs of keys][16 dims][2].
+GK_TARGET_AMX static void load_values(const float *values, const float *next, int64_t count, int64_t dim, uint16_t *out) {
+  for (int64_t j = 0; j < KEYS && j < count; j += 2) {
+    for (int64_t d = 0; d < dim; d += 16) {
+      __mmask16 lanes = first_lanes(dim - d);
+      __m512 even = _mm512_maskz_loadu_ps(lanes, values + j * dim + d);
+      __m512 odd = _mm512_maskz_loadu_ps(j + 1 < count ? lanes : 0, values + (j + 1) * dim + d);
+      uint16_t *to = out + (j / 32 * (width_of(dim) / 16) + d / 16) * PARTS * TILE + j % 32 * 16;
+      for (int p = 0; p < PARTS; p++) _mm512_store_si512(to + p * TILE, nearest_pair(&even, &odd));
+      // The next block's keys.
+      _mm_prefetch((const char *)(next + j * dim + d), _MM_HINT_T1);
+      _mm_prefetch((const char *)(next + (j + 1) * dim + d), _MM_HINT_T1);
     }
   }
+  // The rest of a chunk meets weights of zero, which not every bit pattern stays zero with.
+  for (int64_t j = (count + 1) / 2 * 2; j < KEYS && j % 32 != 0; j += 2)
+    for (int64_t d = 0; d < dim; d += 16)
+      for (int p = 0; p < PARTS; p++)
+        _mm512_store_si512(out + ((j / 32 * (width_of(dim) / 16) + d / 16) * PARTS + p) * TILE + j % 32 * 16, _mm512_setzero_si512());
 }
 
 // Tile operands of a group's queries, and what its rows have gathered so far.
@@ -126,7 +126,7 @@ typedef struct {
   float most[ROWS] __attribute__((aligned(64)));
   float sum[ROWS] __attribute__((aligned(64)));
   uint16_t *queries;    // [chunk of 32 dims][part][16 pairs of dims][16 rows][2]
-  float *out;           // [dim][16 rows]
+  float *out;           // [16 rows][dims up to a multiple of 16]
 } row_tile;
 
 GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64_t h, row_tile *tile) {
@@ -167,36 +167,47 @@ GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64
   memset(tile->out, 0, (size_t)(width_of(dim) * ROWS) * sizeof(float));
 }
 
-// out[tile][16][16] = the products of up to four left tiles, chunks deep, with one right tile a chunk. Operands are in parts.
-GK_TARGET_AMX static void multiply(const uint16_t *left, int64_t tiles, int64_t chunks, const uint16_t *right, float *out) {
-#define PRODUCTS(sums, i) \
-  _tile_loadd(7, left + ((i)*chunks + c) * PARTS * TILE, 64); \
-  _tile_dpbf16ps(sums, 7, 4); \
-  _tile_dpbf16ps(sums, 7, 5); \
-  _tile_dpbf16ps(sums, 7, 6); \
-  _tile_loadd(7, left + (((i)*chunks + c) * PARTS + 1) * TILE, 64); \
-  _tile_dpbf16ps(sums, 7, 4); \
-  _tile_dpbf16ps(sums, 7, 5); \
-  _tile_loadd(7, left + (((i)*chunks + c) * PARTS + 2) * TILE, 64); \
-  _tile_dpbf16ps(sums, 7, 4);
+// The products of a tile in three parts with up to four others, chunks deep: out[i] is where the other tile i's 16 × 16 sums go, in
+// rows of row bytes. step is from one chunk to the next of the others, each PARTS tiles apart in a chunk or chunks · PARTS tiles.
+// left says that the others are the left operands.
+GK_INLINE GK_TARGET_AMX void multiply(int left, const uint16_t *one, const uint16_t *others, int64_t apart, int64_t step, int64_t count, int64_t chunks,
+                                      float *out, int64_t out_apart, int64_t row) {
+#define PRODUCT(sums, part) \
+  do { \
+    if (left) _tile_dpbf16ps(sums, 7, part); \
+    else _tile_dpbf16ps(sums, part, 7); \
+  } while (0)
+#define PRODUCTS(i) \
+  if (count > i) { \
+    _tile_loadd(7, others + c * step + (i)*apart, 64); \
+    PRODUCT(i, 4); \
+    PRODUCT(i, 5); \
+    PRODUCT(i, 6); \
+    _tile_loadd(7, others + c * step + (i)*apart + TILE, 64); \
+    PRODUCT(i, 4); \
+    PRODUCT(i, 5); \
+    _tile_loadd(7, others + c * step + (i)*apart + 2 * TILE, 64); \
+    PRODUCT(i, 4); \
+  }
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t c = 0; c < chunks; c++) {
-    _tile_loadd(4, right + c * PARTS * TILE, 64);
-    _tile_loadd(5, right + (c * PARTS + 1) * TILE, 64);
-    _tile_loadd(6, right + (c * PARTS + 2) * TILE, 64);
-    PRODUCTS(0, 0)
-    if (tiles > 1) { PRODUCTS(1, 1) }
-    if (tiles > 2) { PRODUCTS(2, 2) }
-    if (tiles > 3) { PRODUCTS(3, 3) }
+    _tile_loadd(4, one + c * PARTS * TILE, 64);
+    _tile_loadd(5, one + (c * PARTS + 1) * TILE, 64);
+    _tile_loadd(6, one + (c * PARTS + 2) * TILE, 64);
+    PRODUCTS(0)
+    PRODUCTS(1)
+    PRODUCTS(2)
+    PRODUCTS(3)
   }
 #undef PRODUCTS
-  _tile_stored(0, out, 64);
-  if (tiles > 1) _tile_stored(1, out + 256, 64);
-  if (tiles > 2) _tile_stored(2, out + 512, 64);
-  if (tiles > 3) _tile_stored(3, out + 768, 64);
+#undef PRODUCT
+  _tile_stored(0, out, row);
+  if (count > 1) _tile_stored(1, out + out_apart, row);
+  if (count > 2) _tile_stored(2, out + 2 * out_apart, row);
+  if (count > 3) _tile_stored(3, out + 3 * out_apart, row);
 }
 
 // 2^x for x ≤ 0, within 2 units of the last place.
@@ -212,9 +223,10 @@ GK_INLINE GK_TARGET_VNNI __m512 power(__m512 x) {
   return _mm512_scalef_ps(y, whole);
 }
 
-// Turns scores [KEYS][16 rows] into weights as right operands [chunk of 32 keys][part][16 pairs][16 rows][2], and returns what earlier sums are multiplied by.
-// Keys are at the places from on; limited says that not every row sees all of them.
-GK_TARGET_VNNI static __m512 soften(const gk_attention *job, row_tile *tile, const float *scores, int64_t from, int limited, uint16_t *weights) {
+// Turns the scores [keys][16 rows] of a block into weights as left operands [chunk of 32 keys][part][16 rows][32], and finds what
+// earlier sums are multiplied by. Keys are at the places from on; limited says that not every row sees all of them.
+GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, const float *scores, int64_t from, int64_t keys, int limited,
+                                     uint16_t *weights, float *factors) {
   const __m512i place = _mm512_load_si512(tile->place);
   const __m512i first = job->window > 0 ? _mm512_sub_epi32(place, _mm512_set1_epi32((int)job->window)) : _mm512_set1_epi32(-1);
   __m512 before = _mm512_load_ps(tile->most), most = before, sum = _mm512_setzero_ps();
@@ -222,18 +234,28 @@ GK_TARGET_VNNI static __m512 soften(const gk_attention *job, row_tile *tile, con
   (limited ? _mm512_cmple_epi32_mask(_mm512_set1_epi32((int)(from + (j))), place) & \
                  _mm512_cmpgt_epi32_mask(_mm512_set1_epi32((int)(from + (j))), first) \
            : (__mmask16)0xffff)
-  for (int j = 0; j < KEYS; j++) most = _mm512_mask_max_ps(most, SEEN(j), most, _mm512_load_ps(scores + j * ROWS));
-  for (int j = 0; j < KEYS; j += 2) {
-    __m512 even = _mm512_maskz_mov_ps(SEEN(j), power(_mm512_sub_ps(_mm512_load_ps(scores + j * ROWS), most)));
-    __m512 odd = _mm512_maskz_mov_ps(SEEN(j + 1), power(_mm512_sub_ps(_mm512_load_ps(scores + (j + 1) * ROWS), most)));
-    sum = _mm512_add_ps(sum, _mm512_add_ps(even, odd));
-    for (int p = 0; p < PARTS; p++) _mm512_store_si512(weights + (j / 32 * PARTS + p) * TILE + j % 32 * ROWS, nearest_pair(&even, &odd));
+  for (int64_t j = 0; j < keys; j++) most = _mm512_mask_max_ps(most, SEEN(j), most, _mm512_load_ps(scores + j * ROWS));
+  for (int64_t c = 0; c < keys / 32; c++) {
+    __m512i v[PARTS][16];
+#pragma GCC unroll 4
+    for (int p = 0; p < 16; p++) {
+      int64_t j = 32 * c + 2 * p;
+      __m512 even = _mm512_maskz_mov_ps(SEEN(j), power(_mm512_sub_ps(_mm512_load_ps(scores + j * ROWS), most)));
+      __m512 odd = _mm512_maskz_mov_ps(SEEN(j + 1), power(_mm512_sub_ps(_mm512_load_ps(scores + (j + 1) * ROWS), most)));
+      sum = _mm512_add_ps(sum, _mm512_add_ps(even, odd));
+      for (int i = 0; i < PARTS; i++) v[i][p] = nearest_pair(&even, &odd);
+    }
+    for (int i = 0; i < PARTS; i++) {
+      gk_transpose(v[i]);
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; r++) _mm512_store_si512(weights + (c * PARTS + i) * TILE + r * 32, v[i][r]);
+    }
   }
 #undef SEEN
   __m512 factor = power(_mm512_sub_ps(before, most));
+  _mm512_store_ps(factors, factor);
   _mm512_store_ps(tile->most, most);
   _mm512_store_ps(tile->sum, _mm512_fmadd_ps(_mm512_load_ps(tile->sum), factor, sum));
-  return factor;
 }
 
 // What a part needs beside its row tiles.
@@ -248,32 +270,32 @@ typedef struct {
   float out[GROUP][GK_ATTENTION_MAX_DIM * ROWS];
 } attend_work;
 
-GK_TARGET_AMX static void attend_block(const gk_attention *job, attend_work *w, row_tile *tile, int64_t from) {
-  int64_t dim = job->dim, chunks = depth_of(dim) / 32, dims = width_of(dim);
-  for (int64_t k = 0; k < KEYS / 16; k += 4) multiply(w->keys + k * chunks * PARTS * TILE, 4, chunks, tile->queries, w->scores + k * 256);
-  int limited = from + KEYS - 1 > tile->first_place || (job->window > 0 && from <= tile->last_place - job->window);
-  __m512 factor = soften(job, tile, w->scores, from, limited, w->weights);
-  for (int64_t d = 0; d < dims / 16; d += 4) {
-    int64_t count = dims / 16 - d < 4 ? dims / 16 - d : 4;
-    multiply(w->values + d * (KEYS / 32) * PARTS * TILE, count, KEYS / 32, w->weights, w->products + d * 256);
+GK_TARGET_AMX static void attend_block(const gk_attention *job, attend_work *w, row_tile *tile, int64_t from, int64_t keys) {
+  int64_t chunks = depth_of(job->dim) / 32, dims = width_of(job->dim);
+  float factors[ROWS] __attribute__((aligned(64)));
+  for (int64_t k = 0; k < keys / 16; k += 4)
+    multiply(1, tile->queries, w->keys + k * chunks * PARTS * TILE, chunks * PARTS * TILE, PARTS * TILE, keys / 16 - k, chunks, w->scores + k * 256, 256, 64);
+  if (from + keys - 1 > tile->first_place || (job->window > 0 && from <= tile->last_place - job->window))
+    soften(job, tile, w->scores, from, keys, 1, w->weights, factors);
+  else soften(job, tile, w->scores, from, keys, 0, w->weights, factors);
+  for (int64_t d = 0; d < dims / 16; d += 4)
+    multiply(0, w->weights, w->values + d * PARTS * TILE, PARTS * TILE, dims / 16 * PARTS * TILE, dims / 16 - d, keys / 32, w->products + d * 16, 16, dims * 4);
+  for (int64_t r = 0; r < ROWS; r++) {
+    __m512 factor = _mm512_set1_ps(factors[r]);
+    for (int64_t d = r * dims; d < (r + 1) * dims; d += 16)
+      _mm512_store_ps(tile->out + d, _mm512_fmadd_ps(_mm512_load_ps(tile->out + d), factor, _mm512_load_ps(w->products + d)));
   }
-  for (int64_t d = 0; d < dims; d++)
-    _mm512_store_ps(tile->out + d * ROWS, _mm512_fmadd_ps(_mm512_load_ps(tile->out + d * ROWS), factor, _mm512_load_ps(w->products + d * ROWS)));
 }
 
-// Writes a tile's rows: sums by softmax's denominator, from [dim][row] to [row][dim].
+// Writes a tile's rows: sums by softmax's denominator.
 GK_TARGET_VNNI static void finish(const gk_attention *job, int64_t b, int64_t h, const row_tile *tile) {
   int64_t dim = job->dim, share = job->heads / job->kv_heads;
-  __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(tile->sum));
-  for (int64_t d = 0; d < dim; d += 16) {
-    __m512i v[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) v[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(tile->out + (d + i) * ROWS), inverse));
-    gk_transpose(v);
-    for (int64_t row = tile->first_row; row < tile->last_row; row++) {
-      float *to = job->out + ((b * job->sequence + row / share) * job->heads + h * share + row % share) * dim + d;
-      _mm512_mask_storeu_ps(to, first_lanes(dim - d), _mm512_castsi512_ps(v[row - tile->first_row]));
-    }
+  for (int64_t row = tile->first_row; row < tile->last_row; row++) {
+    int64_t r = row - tile->first_row;
+    float *to = job->out + ((b * job->sequence + row / share) * job->heads + h * share + row % share) * dim;
+    __m512 inverse = _mm512_set1_ps(1 / tile->sum[r]);
+    for (int64_t d = 0; d < dim; d += 16)
+      _mm512_mask_storeu_ps(to + d, first_lanes(dim - d), _mm512_mul_ps(_mm512_load_ps(tile->out + r * width_of(dim) + d), inverse));
   }
 }
 
@@ -301,10 +323,11 @@ GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
   if (job->window > 0 && w->tiles[0].first_place >= job->window) from = (w->tiles[0].first_place - job->window + 1) / KEYS * KEYS;
   const float *keys = job->key + (b * job->kv_heads + h) * job->capacity * dim, *values = job->value + (b * job->kv_heads + h) * job->capacity * dim;
   for (; from < end; from += KEYS) {
-    load_keys(keys + from * dim, end - from, dim, w->keys);
-    load_values(values + from * dim, end - from, dim, w->values);
+    load_keys(keys + from * dim, values + from * dim, end - from, dim, w->keys);
+    load_values(values + from * dim, keys + (from + KEYS) * dim, end - from, dim, w->values);
+    int64_t loaded = end - from < KEYS ? (end - from + 31) / 32 * 32 : KEYS;
     for (int64_t t = 0; t < count; t++)
-      if (from <= w->tiles[t].last_place) attend_block(job, w, &w->tiles[t], from);
+      if (from <= w->tiles[t].last_place) attend_block(job, w, &w->tiles[t], from, loaded);
   }
   _tile_release();
   for (int64_t t = 0; t < count; t++) finish(job, b, h, &w->tiles[t]);

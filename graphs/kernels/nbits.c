@@ -12,7 +12,8 @@
 
 enum { PANEL = 16, CHUNK = 128 };
 
-static int tiled(const gk_nbits *job) { return job->amx && job->rows > 1; }
+// Short blocks cost a tile more, and a few rows are cheaper one by one; both ways find the same.
+static int tiled(const gk_nbits *job) { return job->amx && job->rows > (job->block == 32 ? 3 : 1); }
 static int64_t row_tiles(const gk_nbits *job) { return (job->rows + 15) / 16; }
 static int64_t lanes(const gk_nbits *job) { return tiled(job) ? row_tiles(job) * 16 : job->rows; }
 static int64_t padded_blocks(const gk_nbits *job) { return (job->padded + job->block - 1) / job->block + 4; }
@@ -247,10 +248,17 @@ GK_INLINE GK_TARGET_VNNI void row_panel(const gk_nbits *job, int bits, int64_t n
   _mm512_storeu_ps(job->y + row * job->n + n0, y);
 }
 
+// Fetches the scales of the panel after n0's, which are read here and there.
+static void fetch_scales(const gk_nbits *job, int64_t n0) {
+  const char *next = (const char *)(job->scales + (n0 + PANEL) * job->blocks);
+  for (int64_t i = 0; i < PANEL * job->blocks * 4; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+}
+
 GK_TARGET_VNNI static void multiply_rows(const gk_nbits *job, int64_t panel, int64_t end, float *scales) {
   for (; panel < end; panel++) {
     int64_t n0 = panel_start(job, panel);
     panel_scales(job, n0, scales);
+    fetch_scales(job, n0);
     for (int64_t r = 0; r < job->rows; r++) {
       if (job->bits == 4) row_panel(job, 4, n0, scales, r);
       else row_panel(job, 8, n0, scales, r);
@@ -310,18 +318,34 @@ GK_INLINE GK_TARGET_AMX void add_tile(__m512 y[16], const int32_t *c, const floa
     _tile_dpbssd(sums, 7, 5); \
   } while (0)
 
-// Sixteen activations by columns from..to of a panel; w is the panel from there, y what came before.
+// Adds the blocks of the chunk at a place, whose sums are in c.
+GK_INLINE GK_TARGET_AMX void add_chunk(const gk_nbits *job, int block, __m512 y[16], int32_t c[4][256], const float *scales, const float *steps,
+                                       int64_t at) {
+  int64_t b = at / job->block, last = job->blocks - 1;
+  // Behind the last block there is nothing: its steps are zero, and the scale is any that may be read.
+  if (block == 32) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) add_tile(y, c[i], scales + (b + i < last ? b + i : last), job->blocks, steps + (b + i) * 16);
+  } else if (block == 64) {
+    add_tile(y, c[0], scales + b, job->blocks, steps + b * 16);
+    add_tile(y, c[1], scales + (b + 1 < last ? b + 1 : last), job->blocks, steps + (b + 1) * 16);
+  } else if ((at + CHUNK) % job->block == 0 || at + CHUNK >= job->padded) {
+    add_tile(y, c[0], scales + b, job->blocks, steps + b * 16);
+  }
+}
+
+// Sixteen activations by columns from..to of a panel; w is the panel from there, sum what came before. Tiles of a chunk are added
+// while those of the next are computed, since what a tile has stored cannot be read at once.
 GK_INLINE GK_TARGET_AMX void tile_panel(const gk_nbits *job, int block, const int8_t *w, const float *scales, int64_t from, int64_t to,
                                         int64_t tile, const char *next, float *sum) {
   const int8_t *levels = job->levels + tile * 16 * job->padded + from * 16;
   const float *steps = job->steps + tile * 16 * padded_blocks(job);
-  int64_t stride = job->blocks, last = job->blocks - 1;
-  int32_t c[4][256] __attribute__((aligned(64)));
+  int32_t c[2][4][256] __attribute__((aligned(64)));
   __m512 y[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++) y[i] = _mm512_load_ps(sum + 16 * i);
-  for (int64_t at = from; at < to; at += CHUNK, w += CHUNK * PANEL, levels += CHUNK * 16) {
-    int64_t b = at / job->block;
+  int turn = 0;
+  for (int64_t at = from; at < to; at += CHUNK, w += CHUNK * PANEL, levels += CHUNK * 16, turn ^= 1) {
     // Panels lie one after the other: what is read next comes while this is computed.
     for (int i = 0; next && i < PANEL; i++) _mm_prefetch(next + i * 64, _MM_HINT_T1);
     if (next && job->bits == 8)
@@ -332,29 +356,22 @@ GK_INLINE GK_TARGET_AMX void tile_panel(const gk_nbits *job, int block, const in
       MULTIPLY(1, w + 32, levels + 32 * 16, 32);
       MULTIPLY(2, w + 64, levels + 64 * 16, 32);
       MULTIPLY(3, w + 96, levels + 96 * 16, 32);
-      _tile_stored(0, c[0], 64);
-      _tile_stored(1, c[1], 64);
-      _tile_stored(2, c[2], 64);
-      _tile_stored(3, c[3], 64);
-      // Behind the last block there is nothing: its steps are zero, and the scale is any that may be read.
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) add_tile(y, c[i], scales + (b + i < last ? b + i : last), stride, steps + (b + i) * 16);
     } else if (block == 64) {
       MULTIPLY(0, w, levels, 64);
       MULTIPLY(1, w + 64, levels + 64 * 16, 64);
-      _tile_stored(0, c[0], 64);
-      _tile_stored(1, c[1], 64);
-      add_tile(y, c[0], scales + b, stride, steps + b * 16);
-      add_tile(y, c[1], scales + (b + 1 < last ? b + 1 : last), stride, steps + (b + 1) * 16);
     } else {
       if (at % job->block == 0) _tile_zero(0);
       MULTIPLY_CHUNK(0, w, levels);
-      if ((at + CHUNK) % job->block == 0 || at + CHUNK >= job->padded) {
-        _tile_stored(0, c[0], 64);
-        add_tile(y, c[0], scales + b, stride, steps + b * 16);
-      }
+    }
+    if (at > from) add_chunk(job, block, y, c[turn ^ 1], scales, steps, at - CHUNK);
+    _tile_stored(0, c[turn][0], 64);
+    if (block <= 64) _tile_stored(1, c[turn][1], 64);
+    if (block == 32) {
+      _tile_stored(2, c[turn][2], 64);
+      _tile_stored(3, c[turn][3], 64);
     }
   }
+  add_chunk(job, block, y, c[turn ^ 1], scales, steps, to - CHUNK);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++) _mm512_store_ps(sum + 16 * i, y[i]);
 }
@@ -388,6 +405,7 @@ GK_INLINE GK_TARGET_AMX void multiply_tiles(const gk_nbits *job, int block, int6
     int64_t n0 = panel_start(job, panel), tiles = row_tiles(job);
     const float *scales = job->scales + n0 * job->blocks;
     memset(sums, 0, (size_t)tiles * 256 * sizeof *sums);
+    fetch_scales(job, n0);
     for (int64_t from = 0; from < job->padded; from += SPAN) {
       int64_t to = from + SPAN < job->padded ? from + SPAN : job->padded;
       if (job->bits == 4) unpack_panel(job, 4, n0, from, to, w);

@@ -105,7 +105,7 @@ func crossoverPath(m *manifest.Manifest, opts Options) string {
 	d := m.Decoder
 	h := sha256.New()
 	fmt.Fprintln(h, m.Converter, m.Components[d.Component], m.Components[d.Prefill], m.Source.Files)
-	fmt.Fprintln(h, opts.Device, opts.DeviceID, opts.Threads, graphs.DefaultThreads(), graphs.Processor(), opts.Runtime.Version())
+	fmt.Fprintln(h, opts.Device, opts.DeviceID, opts.Threads, graphs.DefaultThreads(), graphs.Processor(), opts.Runtime.Version(), opts.Runtime.Kernels())
 	return filepath.Join(opts.CacheDir, "crossover", hex.EncodeToString(h.Sum(nil)[:16])+".json")
 }
 

@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+
+	"glimpse/graphs/kernels"
 )
 
 // Diagnosis is what `glimpse doctor` says about running graphs on this machine.
@@ -18,9 +20,10 @@ type Diagnosis struct {
 	Providers      []string // execution providers compiled into the library
 	CUDA           error    // why --device cuda cannot be tried, or nil
 	Features       []Feature
-	Processors     int // logical, all that Go sees
-	Cores          int // physical, allowed by the affinity mask
-	Threads        int // what a session uses without --threads
+	Processors     int    // logical, all that Go sees
+	Cores          int    // physical, allowed by the affinity mask
+	Threads        int    // what a session uses without --threads
+	Kernels        string // what of the processor our own kernels use, or "none"
 }
 
 // bindingModule is the Go module that binds ONNX Runtime.
@@ -37,6 +40,7 @@ func Diagnose(flag string) Diagnosis {
 		Processors:     runtime.NumCPU(),
 		Cores:          physicalCores(),
 		Threads:        DefaultThreads(),
+		Kernels:        kernels.This().String(),
 	}
 	if d.Library, d.Err = FindLibrary(flag); d.Err != nil {
 		d.CUDA = errors.New("no ONNX Runtime library")

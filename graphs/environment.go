@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	ort "github.com/yalue/onnxruntime_go"
+
+	"glimpse/graphs/kernels"
 )
 
 // ErrClosed is returned, wrapped, by anything used after its Close.
@@ -30,6 +32,8 @@ type Options struct {
 	// DeviceMemory takes the place of the memory of whatever device a session is on, the CPU included. It is for tests, which
 	// give one that nothing but runs and copies can touch; nil otherwise.
 	DeviceMemory DeviceMemory
+	// StockKernels is SessionOptions.StockKernels of every session.
+	StockKernels bool
 }
 
 // Runtime is a handle on the process's ONNX Runtime. Open may be called any
@@ -41,6 +45,7 @@ type Runtime struct {
 	logger  *slog.Logger
 	observe func(*Observation)
 	device  DeviceMemory // Options.DeviceMemory
+	stock   bool
 	closed  atomic.Bool
 
 	fellBack sync.Once // device auto said that it is the CPU
@@ -85,7 +90,7 @@ func Open(options Options) (*Runtime, error) {
 			return nil, err
 		}
 		env.refs++
-		return &Runtime{env: env, logger: logger, observe: options.Observe, device: options.DeviceMemory}, nil
+		return &Runtime{env: env, logger: logger, observe: options.Observe, device: options.DeviceMemory, stock: options.StockKernels}, nil
 	}
 	found, err := FindLibrary(options.LibraryPath)
 	if err != nil {
@@ -97,7 +102,7 @@ func Open(options Options) (*Runtime, error) {
 	}
 	process.env = env
 	logger.Debug("ONNX Runtime opened", "version", env.version, "library", env.path)
-	return &Runtime{env: env, logger: logger, observe: options.Observe, device: options.DeviceMemory}, nil
+	return &Runtime{env: env, logger: logger, observe: options.Observe, device: options.DeviceMemory, stock: options.StockKernels}, nil
 }
 
 func (e *environment) sameLibrary(asked string) error {
@@ -202,6 +207,16 @@ func (r *Runtime) Version() string { return r.env.version }
 
 // LibraryPath is the file ONNX Runtime was loaded from.
 func (r *Runtime) LibraryPath() string { return r.env.path }
+
+// Kernels names what of the processor our own kernels for the CPU use; "none" where graphs are left to ONNX Runtime's.
+func (r *Runtime) Kernels() string { return r.processor().String() }
+
+func (r *Runtime) processor() kernels.Processor {
+	if r.stock {
+		return 0
+	}
+	return kernels.This()
+}
 
 // Providers lists the execution providers compiled into the library, such as
 // CPUExecutionProvider. Being listed does not mean that a device is there.

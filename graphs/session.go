@@ -176,7 +176,7 @@ func checkModelFile(path string) error {
 func (s *Session) create(ctx context.Context, device Device, options SessionOptions) error {
 	processor := kernels.Processor(0)
 	if device == CPU && !options.StockKernels {
-		processor = kernels.This()
+		processor = s.runtime.processor()
 	}
 	err := s.createWith(ctx, device, processor, options)
 	if err != nil && processor != 0 && ctx.Err() == nil {

@@ -181,7 +181,9 @@ func converted(ctx context.Context, a *app, opts convert.Options, observe func(*
 	if _, err := convert.Convert(ctx, opts); err != nil {
 		return err
 	}
-	rt, err := graphs.Open(graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log, Observe: observe})
+	options := a.graphsOptions()
+	options.Observe = observe
+	rt, err := graphs.Open(options)
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func tokensOf(steps []*replay.Step) (n int) {
 
 // divergence compares the decoders of two model folders over the steps.
 func (a *app) divergence(ctx context.Context, reference, folder string, steps []*replay.Step) (c replay.Comparison, err error) {
-	rt, err := graphs.Open(graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log})
+	rt, err := graphs.Open(a.graphsOptions())
 	if err != nil {
 		return c, err
 	}

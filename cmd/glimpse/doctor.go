@@ -53,6 +53,7 @@ type doctorCPU struct {
 	Processors int      `json:"processors"`
 	Cores      int      `json:"cores"`   // physical, that this process may use
 	Threads    int      `json:"threads"` // what --threads 0 means
+	Kernels    string   `json:"kernels"` // what of the processor glimpse's own kernels use
 }
 
 type doctorMemory struct {
@@ -95,7 +96,7 @@ func diagnose(ctx context.Context, a *app) *diagnosis {
 		},
 		Tokenizers: diagnoseTokenizers(),
 		FFmpeg:     diagnoseFFmpeg(ctx, a),
-		CPU:        doctorCPU{Features: []string{}, Processors: g.Processors, Cores: g.Cores, Threads: g.Threads},
+		CPU:        doctorCPU{Features: []string{}, Processors: g.Processors, Cores: g.Cores, Threads: g.Threads, Kernels: g.Kernels},
 		Memory:     readMemory(),
 	}
 	if g.Err != nil {
@@ -194,6 +195,7 @@ func printDiagnosis(a *app, d *diagnosis) error {
 	t.row("tokenizers", okOr(d.Tokenizers.OK, "MISSING"), firstOf(d.Tokenizers.Version, d.Tokenizers.Error))
 	t.row("ffmpeg", okOr(d.FFmpeg.OK, "no"), firstOf(d.FFmpeg.Version, d.FFmpeg.Error))
 	t.row("CPU", "", fmt.Sprintf("%d processors, %d cores, %d threads by default; %s", d.CPU.Processors, d.CPU.Cores, d.CPU.Threads, strings.Join(d.CPU.Features, " ")))
+	t.row("kernels", "", d.CPU.Kernels)
 	memory := fmt.Sprintf("%s, %s available", byteSize(d.Memory.TotalBytes), byteSize(d.Memory.AvailableBytes))
 	if d.Memory.LimitBytes > 0 {
 		memory += ", limited to " + byteSize(d.Memory.LimitBytes)

@@ -27,6 +27,7 @@ type GlobalOptions struct {
 	Device   string
 	Threads  int
 	OrtLib   string
+	Kernels  string
 	FFmpeg   string
 	Models   string
 	LogLevel slog.Level
@@ -39,10 +40,23 @@ func (o *GlobalOptions) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Config, "config", "", "`file` with settings (default: glimpse.toml in the working directory, if there is one)")
 	f.Var(&deviceName{&o.Device}, "device", "where graphs run: cpu, cuda, cuda:N for GPU N, or auto")
 	f.Var(&count{&o.Threads, 0}, "threads", "threads of one operator; 0: the physical cores")
+	o.Kernels = kernelsAuto
+	f.Var(&choice{&o.Kernels, []string{kernelsAuto, kernelsStock}}, "kernels", "auto: glimpse's own kernels where the processor has what they need; stock: ONNX Runtime's alone")
 	f.StringVar(&o.OrtLib, "ort-lib", "", "ONNX Runtime's shared `library`, or the folder it is in")
 	f.StringVar(&o.FFmpeg, "ffmpeg", "", "`program` that decodes videos and sounds (default: ffmpeg from PATH); ffprobe is beside it")
 	f.StringVar(&o.Models, "models", "", "`folder` that models are found in by their names (default: glimpse/models in the user's data folder)")
 	f.Var(&logLevel{&o.LogLevel, &o.logGiven}, "log-level", "what is logged to standard error: debug, info, warn, error")
+}
+
+// Words of --kernels.
+const (
+	kernelsAuto  = "auto"
+	kernelsStock = "stock"
+)
+
+// graphsOptions say how this command opens ONNX Runtime.
+func (a *app) graphsOptions() graphs.Options {
+	return graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log, StockKernels: a.global.Kernels == kernelsStock}
 }
 
 // ModelOptions are the flags of the commands that run a model.
@@ -160,7 +174,7 @@ func (a *app) setLogLevel(level slog.Level) {
 
 // openRuntime opens ONNX Runtime.
 func (a *app) openRuntime() (*graphs.Runtime, error) {
-	return graphs.Open(graphs.Options{LibraryPath: a.global.OrtLib, Logger: a.log})
+	return graphs.Open(a.graphsOptions())
 }
 
 // withEngine opens a model folder, runs f, and closes what it opened.

@@ -98,7 +98,7 @@ func (a *app) workerCommand(o ModelOptions, level slog.Level) (func(folder, sock
 		"glimpse", "worker", "--config", os.DevNull, // every setting comes as a flag
 		"--device", a.global.Device, "--threads", strconv.Itoa(a.global.Threads), "--log-level", strings.ToLower(level.String()),
 		"--slots", strconv.Itoa(o.Slots), "--context", strconv.Itoa(o.Context), "--max-pixels", strconv.Itoa(o.MaxPixels),
-		"--memory", o.Memory, "--prefill-from", strconv.Itoa(o.PrefillFrom), "--cache-dir", o.CacheDir,
+		"--memory", o.Memory, "--prefill-from", strconv.Itoa(o.PrefillFrom), "--cache-dir", o.CacheDir, "--kernels", a.global.Kernels,
 	}
 	args = append(args, o.CacheOptions.arguments()...)
 	if a.global.OrtLib != "" {

@@ -15,6 +15,7 @@ import (
 	"glimpse/batch/row"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // threeNodes starts a JetStream cluster of three on this machine.
@@ -44,7 +45,7 @@ func threeNodes(t *testing.T) (nodes []*server.Server, addresses string) {
 		nodes = append(nodes, s)
 	}
 	for _, s := range nodes {
-		if !s.ReadyForConnections(30 * time.Second) {
+		if !s.ReadyForConnections(patience) {
 			t.Fatal("a node does not start")
 		}
 	}
@@ -52,9 +53,9 @@ func threeNodes(t *testing.T) (nodes []*server.Server, addresses string) {
 	for _, s := range nodes {
 		list = append(list, s.ClientURL())
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		for _, s := range nodes {
-			if s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == len(nodes) {
+			if s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == len(nodes) { // only the leader knows them
 				return nodes, strings.Join(list, ",")
 			}
 		}
@@ -64,8 +65,11 @@ func threeNodes(t *testing.T) (nodes []*server.Server, addresses string) {
 	}
 }
 
+// patience is for a machine with much other work: what is waited for comes, and the test goes on when it does.
+const patience = 3 * time.Minute
+
 // With three copies a node may go away for good in the middle of a job: nothing is lost, and nothing is answered wrongly.
-// On a machine with much other work elections take longer than the test waits, so that it is one of `make test-queue`.
+// Elections take long on a machine with much other work, so that it is one of `make test-queue`.
 func TestClusterOfThreeLosesANode(t *testing.T) {
 	if os.Getenv("GLIMPSE_QUEUE_CLUSTER") == "" {
 		t.Skip("wants the machine for itself: make test-queue")
@@ -75,7 +79,8 @@ func TestClusterOfThreeLosesANode(t *testing.T) {
 	c := client(t, o, "job")
 	defer c.Close()
 	for _, name := range []string{WorkStream, ResultStream, DeadStream, "OBJ_" + objectBucket, "KV_" + jobBucket} {
-		stream, err := c.js.Stream(t.Context(), name)
+		var stream jetstream.Stream
+		err := c.setUp(t.Context(), name, nil, func(ctx context.Context) (err error) { stream, err = c.js.Stream(ctx, name); return err })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,9 +98,10 @@ func TestClusterOfThreeLosesANode(t *testing.T) {
 	working(t, o, Worker{Name: "one", Parallel: 2, Handle: handle})
 	working(t, o, Worker{Name: "two", Parallel: 2, Handle: handle})
 	askAll(t.Context(), t, c, 60, 12)
-	if answered.Load() < 60 || nodes[1].Running() {
-		t.Errorf("%d answers, the node is still there: %v", answered.Load(), nodes[1].Running())
+	if answered.Load() < 60 {
+		t.Errorf("%d answers", answered.Load())
 	}
+	nodes[1].WaitForShutdown() // it was told to, in the middle
 	if err := c.Finish(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -21,33 +21,11 @@ import (
 // threeNodes starts a JetStream cluster of three on this machine.
 func threeNodes(t *testing.T) (nodes []*server.Server, addresses string) {
 	t.Helper()
-	// A node of a cluster wants to know the others before it starts: their ports are chosen first.
-	var routes []*url.URL
-	var ports []int
-	for range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for begin := time.Now(); nodes == nil; {
+		if time.Since(begin) > patience {
+			t.Fatal("three nodes do not start")
 		}
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
-		l.Close()
-	}
-	for i := range 3 {
-		o := &server.Options{ServerName: fmt.Sprintf("node-%d", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
-			NoSigs: true, NoLog: true, Routes: routes, Cluster: server.ClusterOpts{Name: "three", Host: "127.0.0.1", Port: ports[i]}}
-		s, err := server.NewServer(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Start()
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		nodes = append(nodes, s)
-	}
-	for _, s := range nodes {
-		if !s.ReadyForConnections(patience) {
-			t.Fatal("a node does not start")
-		}
+		nodes = startNodes(t)
 	}
 	var list []string
 	for _, s := range nodes {
@@ -63,6 +41,47 @@ func threeNodes(t *testing.T) (nodes []*server.Server, addresses string) {
 			t.Fatal("the cluster does not come together")
 		}
 	}
+}
+
+// startNodes is nil where another program took one of the ports that were chosen.
+func startNodes(t *testing.T) (nodes []*server.Server) {
+	t.Helper()
+	// A node of a cluster wants to know the others before it starts: their ports are chosen first.
+	var routes []*url.URL
+	var ports []int
+	var held []net.Listener
+	for range 3 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
+		held = append(held, l)
+	}
+	for _, l := range held {
+		l.Close()
+	}
+	for i := range 3 {
+		o := &server.Options{ServerName: fmt.Sprintf("node-%d", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(),
+			NoSigs: true, NoLog: true, Routes: routes, Cluster: server.ClusterOpts{Name: "three", Host: "127.0.0.1", Port: ports[i]}}
+		s, err := server.NewServer(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		nodes = append(nodes, s)
+	}
+	for _, s := range nodes {
+		if !s.ReadyForConnections(15 * time.Second) {
+			for _, s := range nodes {
+				s.Shutdown()
+			}
+			return nil
+		}
+	}
+	return nodes
 }
 
 // patience is for a machine with much other work: what is waited for comes, and the test goes on when it does.

@@ -55,6 +55,8 @@ const (
 	dedupeWindow      = 10 * time.Minute
 	workerLifetime    = 20 * time.Second // how long a worker that says nothing is listed
 	beat              = 5 * time.Second
+	// leftFor is how long a server keeps what nobody comes for any more. Who comes later does the work again.
+	leftFor = 30 * 24 * time.Hour
 	// inline is how large a picture may be to travel in its task: well below the megabyte that servers take by default.
 	inline = 256 << 10
 )
@@ -233,8 +235,8 @@ func (o *Options) storage(ofTasks bool) jetstream.StorageType {
 func (l *link) makeStreams(ctx context.Context) error {
 	for _, c := range []jetstream.StreamConfig{
 		{Name: WorkStream, Storage: l.o.storage(true), Subjects: []string{workSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "pictures that wait for a caption"},
-		{Name: ResultStream, Storage: l.o.storage(false), Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, Description: "captions that wait for their row"},
-		{Name: DeadStream, Storage: l.o.storage(true), Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: 30 * 24 * time.Hour, Description: "pictures that no worker could caption"},
+		{Name: ResultStream, Storage: l.o.storage(false), Subjects: []string{resultSubject + ".>"}, Retention: jetstream.WorkQueuePolicy, MaxAge: leftFor, Description: "captions that wait for their row"},
+		{Name: DeadStream, Storage: l.o.storage(true), Subjects: []string{deadSubject + ".>"}, Retention: jetstream.LimitsPolicy, MaxAge: leftFor, Description: "pictures that no worker could caption"},
 	} {
 		c.Replicas, c.Duplicates = l.o.Replicas, dedupeWindow
 		err := l.setUp(ctx, "stream "+c.Name, jetstream.ErrStreamNameAlreadyInUse, func(ctx context.Context) error {
@@ -246,13 +248,13 @@ func (l *link) makeStreams(ctx context.Context) error {
 		}
 	}
 	err := l.setUp(ctx, "bucket "+objectBucket, jetstream.ErrBucketExists, func(ctx context.Context) error {
-		_, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.storage(true)})
+		_, err := l.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{Bucket: objectBucket, Replicas: l.o.Replicas, Storage: l.o.storage(true), TTL: leftFor})
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for bucket, life := range map[string]time.Duration{jobBucket: 30 * 24 * time.Hour, workerBucket: workerLifetime} {
+	for bucket, life := range map[string]time.Duration{jobBucket: leftFor, workerBucket: workerLifetime} {
 		err := l.setUp(ctx, "bucket "+bucket, jetstream.ErrBucketExists, func(ctx context.Context) error {
 			_, err := l.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, Replicas: l.o.Replicas, Storage: l.o.storage(true), TTL: life})
 			return err

@@ -45,6 +45,12 @@ func Read(ctx context.Context, o Options) (*Status, error) {
 		return nil, err
 	}
 	defer l.close()
+	var s *Status
+	err = l.setUp(ctx, "read the queue", nil, func(ctx context.Context) (err error) { s, err = readAll(ctx, l); return err })
+	return s, err
+}
+
+func readAll(ctx context.Context, l *link) (*Status, error) {
 	s := &Status{}
 	for name, count := range map[string]*uint64{WorkStream: &s.Waiting, ResultStream: &s.Results, DeadStream: &s.Dead, "OBJ_" + objectBucket: nil} {
 		stream, err := l.js.Stream(ctx, name)
@@ -72,6 +78,7 @@ func Read(ctx context.Context, o Options) (*Status, error) {
 			}
 		}
 	}
+	var err error
 	if s.Jobs, err = values[JobState](ctx, l, jobBucket); err != nil {
 		return nil, err
 	}

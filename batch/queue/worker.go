@@ -47,6 +47,7 @@ type worker struct {
 	*link
 	w        Worker
 	tasks    jetstream.Consumer
+	stream   jetstream.Stream // that of tasks
 	objects  jetstream.ObjectStore
 	answered atomic.Int64
 	inFlight atomic.Int64
@@ -77,6 +78,9 @@ func Work(ctx context.Context, o Options, w Worker) error {
 func (k *worker) open(ctx context.Context) (err error) {
 	if k.objects, err = k.js.ObjectStore(ctx, objectBucket); err != nil {
 		return fmt.Errorf("open the queue's pictures: %w", err)
+	}
+	if k.stream, err = k.js.Stream(ctx, WorkStream); err != nil {
+		return err
 	}
 	// Workers of one model share one consumer. Its settings are those of the worker that came first.
 	name := "workers-" + subjectSafe(k.w.ModelHash)
@@ -249,10 +253,16 @@ func (k *worker) object(ctx context.Context, name string) ([]byte, error) {
 
 // lost asks whoever has the picture to store it again.
 func (k *worker) lost(ctx context.Context, msg jetstream.Msg, m message, err error) error {
+	meta, merr := msg.Metadata()
+	if merr == nil {
+		if _, gone := k.stream.GetMsg(ctx, meta.Sequence.Stream); errors.Is(gone, jetstream.ErrMsgNotFound) {
+			return nil // another worker answered it, or its job is done: that is why the picture is not there
+		}
+	}
 	k.o.Logger.Warn("queue: a picture cannot be fetched", "id", m.ID, "error", err)
 	problem := &row.ItemError{Kind: row.KindInternal, Message: "the picture cannot be fetched from the queue: " + err.Error()}
 	id := "lost." + m.Job + "." + m.Key // and which delivery of which message it was, since there may be several
-	if meta, err := msg.Metadata(); err == nil {
+	if merr == nil {
 		id += fmt.Sprintf(".%d.%d", meta.Sequence.Stream, meta.NumDelivered)
 	}
 	r := result{Key: m.Key, Worker: k.w.Name, Answer: &row.Answer{Error: problem}, Lost: true}

@@ -25,6 +25,7 @@ char *gl_cuda_open(gl_cuda *cuda, const char *library) {
     void **to;
     const char *name;
   } wanted[] = {
+      {(void **)&cuda->count, "cudaGetDeviceCount"},
       {(void **)&cuda->set_device, "cudaSetDevice"},   {(void **)&cuda->alloc, "cudaMalloc"},
       {(void **)&cuda->release, "cudaFree"},           {(void **)&cuda->set, "cudaMemset"},
       {(void **)&cuda->copy, "cudaMemcpy"},            {(void **)&cuda->copy_rows, "cudaMemcpy2D"},
@@ -45,6 +46,10 @@ static char *failed(const gl_cuda *cuda, int result, const char *what) {
   cuda->last_error();
   if (asprintf(&message, "CUDA failure %d: %s: %s", result, what, cuda->error_text(result)) < 0) return text(what);
   return message;
+}
+
+char *gl_cuda_count(const gl_cuda *cuda, int *devices) {
+  return failed(cuda, cuda->count(devices), "cudaGetDeviceCount");
 }
 
 char *gl_cuda_alloc(const gl_cuda *cuda, int device, size_t bytes, void **memory) {

@@ -19,6 +19,7 @@ import "C"
 
 import (
 	"debug/elf"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,43 @@ func cudaRuntime(provider string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s needs no libcudart.so among %s: its memory cannot be shared", provider, strings.Join(needed, ", "))
+}
+
+// GPU is a device that CUDA sees.
+type GPU struct {
+	Number    int   // N of --device cuda:N
+	Available int64 // bytes
+}
+
+// findGPUs asks the CUDA runtime of a provider for its devices; none is an error.
+func findGPUs(provider string) ([]GPU, error) {
+	name, err := cudaRuntime(provider)
+	if err != nil {
+		return nil, err
+	}
+	m, err := openCUDA(name, 0)
+	if err != nil {
+		return nil, err
+	}
+	return m.devices()
+}
+
+func (m *cudaMemory) devices() (list []GPU, err error) {
+	var count C.int
+	if err := m.result(C.gl_cuda_count(m.runtime, &count)); err != nil {
+		return nil, fmt.Errorf("device cuda: no GPU can be used: %w", err)
+	}
+	if count < 1 {
+		return nil, errors.New("device cuda: there is no GPU")
+	}
+	for i := range int(count) {
+		available, err := (&cudaMemory{m.runtime, i}).Available()
+		if err != nil {
+			return nil, fmt.Errorf("device cuda: GPU %d: %w", i, err)
+		}
+		list = append(list, GPU{i, available})
+	}
+	return list, nil
 }
 
 // openCUDA loads the CUDA runtime by the name or path given.

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 typedef struct {
+  int (*count)(int *);
   int (*set_device)(int);
   int (*alloc)(void **, size_t);
   int (*release)(void *);
@@ -20,6 +21,7 @@ typedef struct {
 
 // Functions return null or a message that the caller frees.
 char *gl_cuda_open(gl_cuda *cuda, const char *library);
+char *gl_cuda_count(const gl_cuda *cuda, int *devices);
 char *gl_cuda_alloc(const gl_cuda *cuda, int device, size_t bytes, void **memory);
 char *gl_cuda_free(const gl_cuda *cuda, int device, void *memory);
 char *gl_cuda_copy(const gl_cuda *cuda, int device, void *to, size_t to_pitch, const void *from, size_t from_pitch,

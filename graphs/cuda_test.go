@@ -60,6 +60,10 @@ func TestCUDAMemory(t *testing.T) {
 	if err != nil || before != 32<<20 {
 		t.Fatalf("%d bytes of device 1, %v", before, err)
 	}
+	gpus, err := m.devices()
+	if err != nil || len(gpus) != 2 || gpus[0] != (GPU{0, 64 << 20}) || gpus[1] != (GPU{1, 32 << 20}) {
+		t.Errorf("GPUs %v, %v", gpus, err)
+	}
 	p, err := m.Allocate(1 << 20)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +143,7 @@ func TestCUDALibraries(t *testing.T) {
 	if name, err := cudaRuntime(provider); err != nil || name != "libcudart.so.99" {
 		t.Errorf("runtime %q, %v", name, err)
 	}
-	if _, err := openCUDA(runtime, 0); err == nil || !strings.Contains(err.Error(), "cudaSetDevice") {
+	if _, err := openCUDA(runtime, 0); err == nil || !strings.Contains(err.Error(), "cudaGetDeviceCount") {
 		t.Errorf("a library that is no CUDA runtime: %v", err)
 	}
 	if _, err := openCUDA("libcudart.so.99", 0); err == nil || !strings.Contains(err.Error(), "libcudart.so.99") {

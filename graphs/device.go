@@ -104,12 +104,24 @@ func (e *environment) appendCUDA(options *ort.SessionOptions, deviceID int) erro
 		return err
 	}
 	if err := e.appendProvider(options, deviceID); err != nil {
-		if missing := missingNeeds(filepath.Join(libraryFolder(e.path), cudaLibraries[0])); missing != nil {
-			return missing // ONNX Runtime's own message names the first of them, or none
-		}
-		return fmt.Errorf("device cuda %d: %w", deviceID, err)
+		return whyNotCUDA(filepath.Join(libraryFolder(e.path), cudaLibraries[0]), deviceID, err)
 	}
 	return nil
+}
+
+// whyNotCUDA finds the reason that the provider cannot be used where ONNX
+// Runtime's own message is about its source code.
+func whyNotCUDA(provider string, deviceID int, err error) error {
+	if missing := missingNeeds(provider); missing != nil {
+		return missing
+	}
+	switch gpus, gpuErr := findGPUs(provider); {
+	case gpuErr != nil:
+		return gpuErr
+	case deviceID >= len(gpus):
+		return fmt.Errorf("device cuda:%d: this machine has %d, cuda:0 to cuda:%d", deviceID, len(gpus), len(gpus)-1)
+	}
+	return fmt.Errorf("device cuda:%d: %w", deviceID, err)
 }
 
 // appendProvider has ONNX Runtime load the provider, which looks for the GPU.

@@ -3,6 +3,7 @@ package graphs
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -18,7 +19,8 @@ type Diagnosis struct {
 	RequiredAPI    int      // the C API version the binding asks for
 	BindingVersion string   // the Go binding's module version
 	Providers      []string // execution providers compiled into the library
-	CUDA           error    // why --device cuda cannot be tried, or nil
+	CUDA           error    // why --device cuda cannot be used, or nil
+	GPUs           []GPU    // what --device cuda can use
 	Features       []Feature
 	Processors     int    // logical, all that Go sees
 	Cores          int    // physical, allowed by the affinity mask
@@ -47,7 +49,9 @@ func Diagnose(flag string) Diagnosis {
 		return d
 	}
 	d.Providers, d.Err = libraryProviders(d.Library.Path)
-	d.CUDA = checkCUDA(d.Library.Path, d.Library.Version, d.Providers)
+	if d.CUDA = checkCUDA(d.Library.Path, d.Library.Version, d.Providers); d.CUDA == nil {
+		d.GPUs, d.CUDA = findGPUs(filepath.Join(libraryFolder(d.Library.Path), cudaLibraries[0]))
+	}
 	return d
 }
 
@@ -97,7 +101,7 @@ func (d Diagnosis) String() string {
 	if d.CUDA != nil {
 		line("device cuda", "no: %v", d.CUDA)
 	} else {
-		line("device cuda", "its libraries are there; whether a GPU is, the first load tells")
+		line("device cuda", "%d GPUs", len(d.GPUs))
 	}
 	var present, absent []string
 	for _, feature := range d.Features {

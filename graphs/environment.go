@@ -49,6 +49,7 @@ type Runtime struct {
 	closed  atomic.Bool
 
 	fellBack sync.Once // device auto said that it is the CPU
+	tookCUDA sync.Once // or that it is CUDA
 }
 
 // environment is ONNX Runtime as the process has it once: the library, the

@@ -142,6 +142,9 @@ func (s *Session) open(ctx context.Context, device Device, options SessionOption
 		if err != nil {
 			return err
 		}
+		if device == CUDA {
+			s.runtime.tookCUDA.Do(func() { logger.Warn("device auto: graphs run on CUDA", "device", device, "gpu", options.DeviceID) })
+		}
 		logger.Info("device chosen", "graph", filepath.Base(s.path), "device", device)
 	} else if err := s.create(ctx, device, options); err != nil {
 		return err

@@ -224,25 +224,6 @@ func TestConvertSummaryAndForce(t *testing.T) {
 	}
 }
 
-// A model for CUDA is one that the CPU computes too, and says so.
-func TestConvertForCUDA(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "m")
-	refused(t, glimpse(t, "convert", checkpoint, "-o", out, "--target", "cuda", "--precision", "int8"), "MatMulIntegerToFloat", "fp16")
-	refused(t, glimpse(t, "convert", checkpoint, "-o", out, "--target", "npu"), "npu", "cuda")
-	r := must(t, "convert", checkpoint, "-o", out, "--target", "cuda", "--precision", "fp16")
-	if !strings.Contains(r.stdout, "precision fp16, for cuda") {
-		t.Errorf("the target is not printed: %s", r.stdout)
-	}
-	in := decode[inspection](t, must(t, "inspect", out, "--json").stdout)
-	if in.Target != "cuda" || in.Decoder == nil || in.Decoder.CacheDType != "float16" || in.Precision != "fp16" {
-		t.Errorf("%+v", in)
-	}
-	v := must(t, "verify", out, "--golden", goldenSet)
-	if strings.Count(v.stderr, "made for CUDA") != 1 || !strings.Contains(v.stdout, "10 of 10 cases ok") {
-		t.Errorf("%s%s", v.stderr, v.stdout)
-	}
-}
-
 func TestInspect(t *testing.T) {
 	m := model(t)
 	in := decode[inspection](t, must(t, "inspect", m, "--json").stdout)

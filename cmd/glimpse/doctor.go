@@ -37,7 +37,8 @@ type doctorRuntime struct {
 	CAPI      int      `json:"c_api"`
 	Binding   string   `json:"binding"`
 	Providers []string `json:"providers"`
-	CUDA      string   `json:"cuda,omitempty"` // why --device cuda cannot be tried; "" when it can
+	CUDA      string   `json:"cuda,omitempty"` // why --device cuda cannot be used; "" when it can
+	GPUs      []int64  `json:"gpus,omitempty"` // bytes available on each GPU
 	Tried     []string `json:"tried,omitempty"`
 	Error     string   `json:"error,omitempty"`
 }
@@ -104,6 +105,9 @@ func diagnose(ctx context.Context, a *app) *diagnosis {
 	}
 	if g.CUDA != nil {
 		d.ONNXRuntime.CUDA = oneLine(g.CUDA)
+	}
+	for _, gpu := range g.GPUs {
+		d.ONNXRuntime.GPUs = append(d.ONNXRuntime.GPUs, gpu.Available)
 	}
 	for _, f := range g.Features {
 		if f.Present {
@@ -188,7 +192,7 @@ func printDiagnosis(a *app, d *diagnosis) error {
 		}
 	}
 	if o.CUDA == "" {
-		t.row("CUDA", "ok", "its libraries are there")
+		t.row("CUDA", "ok", describeGPUs(o.GPUs))
 	} else {
 		t.row("CUDA", "no", o.CUDA)
 	}
@@ -202,6 +206,14 @@ func printDiagnosis(a *app, d *diagnosis) error {
 	}
 	t.row("memory", "", memory)
 	return t.flush()
+}
+
+func describeGPUs(available []int64) string {
+	list := make([]string, len(available))
+	for i, bytes := range available {
+		list[i] = fmt.Sprintf("GPU %d with %s available", i, byteSize(bytes))
+	}
+	return strings.Join(list, ", ")
 }
 
 func okOr(ok bool, other string) string {

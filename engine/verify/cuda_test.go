@@ -12,6 +12,7 @@ import (
 	"glimpse/engine"
 	"glimpse/engine/verify"
 	"glimpse/graphs"
+	"glimpse/graphs/graphstest"
 )
 
 // mayPart are the cases whose answer is another one in float16: two of its logits are 0.032 apart.
@@ -29,7 +30,11 @@ func TestGoldenSetsForCUDA(t *testing.T) {
 		name := filepath.Base(set)
 		for _, precision := range []string{"fp16", "fp32"} {
 			t.Run(name+" "+precision, func(t *testing.T) {
-				e := openForCUDA(t, set, precision)
+				memory := graphstest.NewShielded(1 << 30) // where only runs and copies may touch the caches
+				e := openFor(t, set, precision, "cuda", graphs.Options{DeviceMemory: memory})
+				if decoder := e.Manifest().Decoder != nil; decoder != (memory.Used() > 0) {
+					t.Errorf("%d bytes on the device", memory.Used())
+				}
 				if d := e.Manifest().Decoder; d != nil && (d.CacheDType != "float16" || d.Prefill != "") {
 					t.Errorf("cache of %s, prefill graph %q", d.CacheDType, d.Prefill)
 				}
@@ -61,7 +66,7 @@ func TestInt4ForCUDA(t *testing.T) {
 	for _, name := range []string{"llava15-tiny", "blip2-t5-tiny", "gemma3-tiny", "qwen3vl-tiny"} {
 		set := filepath.Join(goldens, name)
 		first := func(target string) map[string]float64 {
-			report, err := verify.Run(t.Context(), openFor(t, set, "int4", target), set, verify.Options{})
+			report, err := verify.Run(t.Context(), openFor(t, set, "int4", target, graphs.Options{}), set, verify.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,13 +98,8 @@ func TestInt4ForCUDA(t *testing.T) {
 	}
 }
 
-func openForCUDA(t *testing.T, set, precision string) *engine.Engine {
-	t.Helper()
-	return openFor(t, set, precision, "cuda")
-}
-
 // openFor converts a golden set for a target and opens it on the CPU, with the blockwise graph alone.
-func openFor(t *testing.T, set, precision, target string) *engine.Engine {
+func openFor(t *testing.T, set, precision, target string, options graphs.Options) *engine.Engine {
 	t.Helper()
 	checkpoint := filepath.Join(set, "pieces.toml")
 	if _, err := os.Stat(checkpoint); err != nil {
@@ -110,7 +110,7 @@ func openFor(t *testing.T, set, precision, target string) *engine.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt, err := graphs.Open(graphs.Options{})
+	rt, err := graphs.Open(options)
 	if err != nil {
 		t.Fatal(err)
 	}

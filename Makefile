@@ -32,7 +32,7 @@ BINDING_STAMP := $(BINDING)/.copied-$(BINDING_VERSION)
 GO_FILES = $(shell find . \( -name '.?*' -o -name testdata -o -name bin -o -name docs \) -prune -o -type f -not -name '*_test.go' \
     -not -name '*.md' -not -path './$(NATIVE)/*' -not -path './bench/*' -not -path './scripts/*' -not -name Makefile -print) $(NATIVE)/glimpse_native.h
 
-.PHONY: all build deps demo test test-browser test-queue test-stores test-interop served-models test-clients test-api soak lint fuzz-short native-test clean
+.PHONY: all build deps demo test test-cuda test-browser test-queue test-stores test-interop served-models test-clients test-api soak lint fuzz-short native-test clean
 all: build
 
 # ---- set-up ----------------------------------------------------------------------------------------------------------
@@ -124,6 +124,10 @@ $(STORES)/node_modules/.bin/azurite-blob: versions.mk
 test-stores: deps $(STORES)/fake-gcs-server $(STORES)/node_modules/.bin/azurite-blob
 	GLIMPSE_FAKE_GCS=$(CURDIR)/$(STORES)/fake-gcs-server GLIMPSE_AZURITE=$(CURDIR)/$(STORES)/node_modules/.bin/azurite-blob \
 	    $(GO) test -count=1 -v -timeout 20m -run '^(TestS3|TestGoogleCloudStorage|TestAzureBlobStorage)$$' ./cmd/glimpse
+
+# Needs a GPU and, in GLIMPSE_ORT_LIB, ONNX Runtime's GPU package: the suite of a device's memory and sessions, and the golden sets.
+test-cuda: deps
+	GLIMPSE_TEST_CUDA=1 $(GO) test -count=1 ./graphs ./engine/verify -run CUDA
 
 # The playground in a real Chromium (needs the program `chromium`); screenshots go to .cache/screenshots.
 test-browser: deps

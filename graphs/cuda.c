@@ -29,7 +29,7 @@ char *gl_cuda_open(gl_cuda *cuda, const char *library) {
       {(void **)&cuda->set_device, "cudaSetDevice"},   {(void **)&cuda->alloc, "cudaMalloc"},
       {(void **)&cuda->release, "cudaFree"},           {(void **)&cuda->set, "cudaMemset"},
       {(void **)&cuda->copy, "cudaMemcpy"},            {(void **)&cuda->copy_rows, "cudaMemcpy2D"},
-      {(void **)&cuda->synchronize, "cudaDeviceSynchronize"}, {(void **)&cuda->info, "cudaMemGetInfo"},
+      {(void **)&cuda->synchronize, "cudaStreamSynchronize"}, {(void **)&cuda->info, "cudaMemGetInfo"},
       {(void **)&cuda->last_error, "cudaGetLastError"},       {(void **)&cuda->error_text, "cudaGetErrorString"},
   };
   for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
@@ -58,7 +58,7 @@ char *gl_cuda_alloc(const gl_cuda *cuda, int device, size_t bytes, void **memory
   why = failed(cuda, cuda->alloc(memory, bytes), "cudaMalloc");
   if (why) return why;
   why = failed(cuda, cuda->set(*memory, 0, bytes), "cudaMemset");
-  if (!why) why = failed(cuda, cuda->synchronize(), "cudaDeviceSynchronize");
+  if (!why) why = failed(cuda, cuda->synchronize(NULL), "cudaStreamSynchronize");
   if (why) cuda->release(*memory);
   return why;
 }
@@ -76,9 +76,10 @@ char *gl_cuda_copy(const gl_cuda *cuda, int device, void *to, size_t to_pitch, c
   return failed(cuda, cuda->copy_rows(to, to_pitch, from, from_pitch, width, rows, ANY_DIRECTION), "cudaMemcpy2D");
 }
 
+// The null stream, which copies of gl_cuda_copy are on: pictures that another stream works on are not waited for.
 char *gl_cuda_synchronize(const gl_cuda *cuda, int device) {
   char *why = failed(cuda, cuda->set_device(device), "cudaSetDevice");
-  return why ? why : failed(cuda, cuda->synchronize(), "cudaDeviceSynchronize");
+  return why ? why : failed(cuda, cuda->synchronize(NULL), "cudaStreamSynchronize");
 }
 
 char *gl_cuda_available(const gl_cuda *cuda, int device, size_t *bytes) {

@@ -13,7 +13,7 @@ typedef struct {
   int (*set)(void *, int, size_t);
   int (*copy)(void *, const void *, size_t, int);
   int (*copy_rows)(void *, size_t, const void *, size_t, size_t, size_t, int);
-  int (*synchronize)(void);
+  int (*synchronize)(void *stream);
   int (*info)(size_t *, size_t *);
   int (*last_error)(void);
   const char *(*error_text)(int);

@@ -60,6 +60,35 @@ func TestGoldenSetsForCUDA(t *testing.T) {
 	}
 }
 
+// TestGoldenSetsOnCUDA is the same on a GPU, with the GPU's own memory, where GLIMPSE_TEST_CUDA says that one is there.
+func TestGoldenSetsOnCUDA(t *testing.T) {
+	if os.Getenv("GLIMPSE_TEST_CUDA") == "" {
+		t.Skip("GLIMPSE_TEST_CUDA is not set")
+	}
+	sets, err := filepath.Glob(filepath.Join(goldens, "*-tiny"))
+	if err != nil || len(sets) < 18 {
+		t.Fatalf("%d golden sets, %v", len(sets), err)
+	}
+	for _, set := range sets {
+		for _, precision := range []string{"fp16", "fp32"} {
+			t.Run(filepath.Base(set)+" "+precision, func(t *testing.T) {
+				e := openOn(t, set, precision, "cuda", graphs.Options{}, engine.Options{Device: "cuda"})
+				report, err := verify.Run(t.Context(), e, set, verify.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, c := range report.Cases {
+					for _, r := range c.Rows {
+						if !r.OK {
+							t.Errorf("%s %s: %g of %g %s", c.ID, r.Array, r.MaxAbsDiff, r.Tolerance, r.Note)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
 // In int4 the graphs for CUDA compute from the same codes as those for the CPU: the first logits of the two are near each other,
 // which int8 activations and float16 scales keep from being equal.
 func TestInt4ForCUDA(t *testing.T) {
@@ -101,6 +130,11 @@ func TestInt4ForCUDA(t *testing.T) {
 // openFor converts a golden set for a target and opens it on the CPU, with the blockwise graph alone.
 func openFor(t *testing.T, set, precision, target string, options graphs.Options) *engine.Engine {
 	t.Helper()
+	return openOn(t, set, precision, target, options, engine.Options{})
+}
+
+func openOn(t *testing.T, set, precision, target string, options graphs.Options, opts engine.Options) *engine.Engine {
+	t.Helper()
 	checkpoint := filepath.Join(set, "pieces.toml")
 	if _, err := os.Stat(checkpoint); err != nil {
 		checkpoint = filepath.Join(set, "checkpoint")
@@ -115,7 +149,8 @@ func openFor(t *testing.T, set, precision, target string, options graphs.Options
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rt.Close() })
-	e, err := engine.Open(t.Context(), folder, engine.Options{Runtime: rt, Threads: 1, LowMemory: true})
+	opts.Runtime, opts.Threads, opts.LowMemory = rt, 1, true
+	e, err := engine.Open(t.Context(), folder, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,7 +150,7 @@ func inspectModel(a *app, o InspectOptions, path string) error {
 
 func inspect(path string, m *manifest.Manifest) *inspection {
 	in := &inspection{
-		Path: path, Family: m.Family, Precision: m.Precision, Target: cmp.Or(m.Target, "cpu"), Converter: m.Converter,
+		Path: path, Family: m.Family, Precision: m.Precision, Target: targetOf(m), Converter: m.Converter,
 		Source: inspectedSource{m.Source.Name, m.Source.Architecture, len(m.Source.Files)},
 		Prompt: inspectedPrompt{m.Prompt.Template, m.Prompt.Placeholder, m.Prompt.Caption},
 		Tokens: map[string]any{"image": m.Tokens.Image, "bos": m.Tokens.BOS, "eos": m.Tokens.EOS, "pad": m.Tokens.Pad},

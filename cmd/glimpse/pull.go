@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,12 +23,13 @@ import (
 type PullOptions struct {
 	Name      string
 	Precision string
+	Target    string
 	NoConvert bool
 	Force     bool
 	Parallel  int
 	JSON      bool
 
-	precisionGiven bool
+	precisionGiven, targetGiven bool
 }
 
 // AddFlags adds the flags.
@@ -35,6 +37,8 @@ func (o *PullOptions) AddFlags(f *pflag.FlagSet) {
 	o.Precision = "auto"
 	f.StringVar(&o.Name, "name", "", "the model's `name` here; default: that of the repository")
 	f.Var(&choice{&o.Precision, []string{"auto", "fp32", "fp16", "int8", "int4"}}, "precision", "how weights are stored: auto, fp32, fp16, int8, int4")
+	o.Target = "cpu"
+	f.Var(&choice{&o.Target, []string{"cpu", "cuda"}}, "target", "what the graphs are made for: cpu, cuda")
 	f.BoolVar(&o.NoConvert, "no-convert", false, "fetch only")
 	f.BoolVar(&o.Force, "force", false, "convert anew, and replace a model of that name whatever it was made from")
 	f.Var(&count{&o.Parallel, 0}, "parallel", "files that are fetched at once; 0: 4")
@@ -53,6 +57,7 @@ func newPull(a *app) *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.precisionGiven = cmd.Flags().Changed("precision")
+			o.targetGiven = cmd.Flags().Changed("target")
 			return runPull(cmd.Context(), a, o, args[0])
 		},
 	}
@@ -79,8 +84,8 @@ func runPull(ctx context.Context, a *app, o PullOptions, text string) error {
 	if err != nil {
 		return err
 	}
-	if o.NoConvert && (o.Name != "" || o.precisionGiven || o.Force) {
-		return badInputf("pull: --no-convert makes no model, so --name, --precision and --force say nothing")
+	if o.NoConvert && (o.Name != "" || o.precisionGiven || o.targetGiven || o.Force) {
+		return badInputf("pull: --no-convert makes no model, so --name, --precision, --target and --force say nothing")
 	}
 	name := firstOf(o.Name, ref.Name())
 	if !modelNames.MatchString(name) {
@@ -142,10 +147,15 @@ func convertPulled(ctx context.Context, a *app, o PullOptions, name string, resu
 	case err != nil || o.Force:
 	case there.Source.Repository != result.Repository:
 		return badInputf("there is a model %s already, from %s: give this one another name with --name, or replace that one with --force", name, origin(there))
-	case there.Source.Revision == result.Revision && (!o.precisionGiven || there.Precision == o.Precision):
+	case there.Source.Revision == result.Revision && (!o.precisionGiven || there.Precision == o.Precision) && (!o.targetGiven || targetOf(there) == o.Target):
 		return nil
-	case !o.precisionGiven:
-		o.Precision = there.Precision // another revision of the same model: as it was made
+	default: // another revision of the same model, or another kind: for the rest as it was made
+		if !o.precisionGiven {
+			o.Precision = there.Precision
+		}
+		if !o.targetGiven {
+			o.Target = targetOf(there)
+		}
 	}
 	if o.Force {
 		if err := replaceable(result.Model); err != nil {
@@ -156,6 +166,9 @@ func convertPulled(ctx context.Context, a *app, o PullOptions, name string, resu
 	return err
 }
 
+// targetOf is the --target that a model was made with.
+func targetOf(m *manifest.Manifest) string { return cmp.Or(m.Target, "cpu") }
+
 // maxParts bounds the other releases that one is made of.
 const maxParts = 4
 
@@ -165,7 +178,7 @@ func convertWithParts(ctx context.Context, a *app, o PullOptions, result *pulled
 	for {
 		m := a.newMeter("convert", unitBytes)
 		summary, err := convert.Convert(ctx, convert.Options{
-			Checkpoint: result.Snapshot, Out: result.Model, Precision: o.Precision, Force: true, Version: buildVersion().Version, Logger: a.log,
+			Checkpoint: result.Snapshot, Out: result.Model, Precision: o.Precision, Target: o.Target, Force: true, Version: buildVersion().Version, Logger: a.log,
 			Name: filepath.Base(result.Repository), Repository: result.Repository, Revision: result.Revision, Parts: parts,
 			Progress: func(p convert.Progress) { m.update(p.Done, p.Total, 0, p.Component) },
 		})

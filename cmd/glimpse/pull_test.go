@@ -137,6 +137,15 @@ func TestPullAgain(t *testing.T) {
 	if p := fromJSON[pulled](t, must(t, "pull", "org/tiny", "--json")); p.Conversion == nil || p.Conversion.Precision != "fp16" || p.Fetched != 0 {
 		t.Errorf("the next revision: %+v", p)
 	}
+	for _, again := range []struct {
+		args   []string
+		target string // of the conversion; empty for none
+	}{{[]string{"--target", "cuda"}, "cuda"}, {nil, ""}, {[]string{"--target", "cuda"}, ""}, {[]string{"--precision", "fp32"}, "cuda"}, {[]string{"--target", "cpu", "--precision", "fp16"}, "cpu"}} {
+		p := fromJSON[pulled](t, must(t, append([]string{"pull", "org/tiny", "--json"}, again.args...)...))
+		if (p.Conversion == nil) != (again.target == "") || p.Conversion != nil && p.Conversion.Target != again.target {
+			t.Errorf("%v: conversion %+v", again.args, p.Conversion)
+		}
+	}
 	refused(t, glimpse(t, "pull", "other/tiny"), "tiny", "org/tiny@abababababab", "--name", "--force")
 	must(t, "pull", "other/tiny", "--name", "second", "--precision", "fp16")
 	var names []string

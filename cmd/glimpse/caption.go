@@ -91,6 +91,22 @@ func (o *CaptionOptions) AddFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Quiet, "quiet", false, "no progress, only the counts at the end")
 }
 
+// settle takes --reproducible into the flags that were not given.
+func (o *CaptionOptions) settle(given func(flag string) bool) {
+	if !o.Reproducible {
+		return
+	}
+	if !given("slots") {
+		o.Slots = 1 // what decodes together changes the last bits of quantised models, and so, rarely, a word
+	}
+	if !given("prefill-from") {
+		o.PrefillFrom = reproducibleFrom // and so does which graph reads the end of a prompt
+	}
+	if !given("prefix-cache") {
+		o.Prefix = false // and where a prompt is cut, which would depend on the pictures before this one
+	}
+}
+
 // reproducibleFrom is --prefill-from where rows must not depend on what this machine measured.
 const reproducibleFrom = 8
 
@@ -109,15 +125,7 @@ func newCaption(a *app) *cobra.Command {
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			args = o.takeAddress(args)
-			if o.Reproducible && !cmd.Flags().Changed("slots") {
-				o.Slots = 1 // what decodes together changes the last bits of quantised models, and so, rarely, a word
-			}
-			if o.Reproducible && !cmd.Flags().Changed("prefill-from") {
-				o.PrefillFrom = reproducibleFrom // and so does which graph reads the end of a prompt
-			}
-			if o.Reproducible && !cmd.Flags().Changed("prefix-cache") {
-				o.Prefix = false // and where a prompt is cut, which would depend on the pictures before this one
-			}
+			o.settle(cmd.Flags().Changed)
 			if err := o.ClipOptions.check(); err != nil {
 				return err
 			}

@@ -100,6 +100,10 @@ func (d *Reader) bytes(ctx context.Context, item *source.Item, data []byte, r *r
 	}
 	sum := sha256.Sum256(data)
 	r.SHA256 = hex.EncodeToString(sum[:])
+	if format := soundFormat(data); format != "" {
+		r.Error = refuseSound(format)
+		return nil
+	}
 	return &picture{data: data, clip: isClip(item.Path, data)}
 }
 

@@ -84,7 +84,7 @@ const (
 	KindInternal   = "internal"           // the model or the machine failed
 	KindBadRecord  = "bad_record"         // a line or record of a table names no picture
 	KindDead       = "dead_letter"        // every worker that took it died, or failed inside the model
-	KindVideo      = "unsupported_format" // a video, and the model takes none
+	KindVideo      = "unsupported_format" // a video, and the model takes none; a sound
 	KindURL        = "url"                // an address that is not of a configured object store
 )
 

@@ -122,6 +122,8 @@ func loadGraph(ctx context.Context, folder, name string, m *manifest.Manifest, o
 		StopSpinning: m.Decoder == nil || name != m.Decoder.Component,
 		// What is read as it comes should not stutter because somebody else has sent a picture.
 		Background: m.Decoder != nil && name != m.Decoder.Component && name != m.Decoder.Prefill,
+		// A decoder reads all its weights for every token; the copy costs memory while both are there.
+		PackWeights: m.Decoder != nil && name == m.Decoder.Component && !opts.LowMemory,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load component %s: %w", name, err)

@@ -46,6 +46,13 @@ func (b *background) do(f func()) {
 	<-finished
 }
 
+// inBackground runs f on a thread of its own that gives way.
+func inBackground(f func()) {
+	b := newBackground()
+	defer b.close()
+	b.do(f)
+}
+
 // close ends the thread; nobody may be inside do.
 func (b *background) close() {
 	if b != nil {

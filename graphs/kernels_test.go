@@ -3,12 +3,14 @@ package graphs_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"glimpse/convert/onnx"
 	"glimpse/graphs"
@@ -185,6 +187,35 @@ func TestKernelsOfLinearLayers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Packed weights give the same results to the last bit, whenever in the middle of runs they come.
+func TestPackedWeightsChangeNothing(t *testing.T) {
+	if kernels.This() == 0 {
+		t.Skip("no kernels of ours for this processor")
+	}
+	rt := open(t)
+	for _, l := range []linear{{256, 96, 4, 32, false}, {1000, 40, 4, 256, true}, {90, 17, 8, 64, false}, {2112, 70, 4, 128, true}, {200, 33, 4, 64, false}} {
+		path := l.write(t)
+		plain, err := rt.Load(t.Context(), path, graphs.SessionOptions{Threads: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		packed, err := rt.Load(t.Context(), path, graphs.SessionOptions{Threads: 2, PackWeights: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 50 {
+			x := randomRows(int64(i%20)+1, l.k)
+			if !slices.Equal(runRows(t, rt, plain, x, l.k, l.n), runRows(t, rt, packed, x, l.k, l.n)) {
+				t.Fatalf("%s: run %d of %d rows differs", l, i, i%20+1)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err := errors.Join(packed.Close(), packed.Close(), plain.Close()); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

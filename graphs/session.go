@@ -49,6 +49,9 @@ type SessionOptions struct {
 	Optimization Optimization
 	// StockKernels leaves everything to ONNX Runtime's own kernels, also where package kernels has faster ones.
 	StockKernels bool
+	// PackWeights lets kernels of ours copy weights into an order that is read faster, after loading and beside runs. For graphs
+	// that read all their weights for a few rows at a time: a decoder.
+	PackWeights bool
 }
 
 // Session is a loaded graph. Many goroutines may run it at once.
@@ -114,6 +117,7 @@ func (r *Runtime) load(ctx context.Context, path string, options SessionOptions)
 		s.background = newBackground()
 	}
 	if err := s.open(ctx, device, options, r.logger); err != nil {
+		s.kernels.Stop()
 		if s.native != nil {
 			s.native.Destroy()
 		}
@@ -202,7 +206,7 @@ func (s *Session) createWith(ctx context.Context, device Device, processor kerne
 		return err
 	}
 	s.kernels.Close()
-	if s.kernels, err = kernels.Register(unsafe.Pointer(s.env.api.table), pointer, processor); err != nil {
+	if s.kernels, err = kernels.Register(unsafe.Pointer(s.env.api.table), pointer, processor, options.PackWeights); err != nil {
 		return err
 	}
 	// The flag belongs to the options, so the callback must be over before they go.
@@ -237,7 +241,9 @@ func (s *Session) createWith(ctx context.Context, device Device, processor kerne
 		return outOfMemory(errors.New(strings.TrimPrefix(err.Error(), "Error creating C session from file: ")))
 	}
 	s.device, s.deviceID = device, options.DeviceID
-	s.pointer, err = pointerIn(s.native, "s", "ortSession")
+	if s.pointer, err = pointerIn(s.native, "s", "ortSession"); err == nil && options.PackWeights {
+		s.kernels.Pack(inBackground)
+	}
 	return err
 }
 
@@ -396,6 +402,7 @@ func (s *Session) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.kernels.Stop()
 	err := s.native.Destroy()
 	s.background.close()
 	err = errors.Join(err, s.kernels.Close())

@@ -46,23 +46,50 @@ func (p Processor) String() string {
 
 // Set is operators registered with session options. It must outlive the sessions made from them.
 type Set struct {
-	api unsafe.Pointer
-	ops *C.gk_ops
+	api     unsafe.Pointer
+	ops     *C.gk_ops
+	packing sync.WaitGroup
 }
 
 // Register offers the processor's kernels to sessions that are made from options (an OrtSessionOptions) of the ONNX Runtime whose
 // function table is api. Without any kernel for the processor it returns nil. A session whose
 // graph has a node of these operators that wants more than the kernels do cannot be made with them.
-func Register(api, options unsafe.Pointer, processor Processor) (*Set, error) {
+func Register(api, options unsafe.Pointer, processor Processor, pack bool) (*Set, error) {
 	if processor == 0 {
 		return nil, nil
 	}
 	s := &Set{api: api}
-	if message := C.gk_ops_register((*unsafe.Pointer)(api), options, C.int(processor), &s.ops); message != nil {
+	packed := C.int(0)
+	if pack {
+		packed = 1
+	}
+	if message := C.gk_ops_register((*unsafe.Pointer)(api), options, C.int(processor), packed, &s.ops); message != nil {
 		defer C.free(unsafe.Pointer(message))
 		return nil, errors.New("register kernels: " + C.GoString(message))
 	}
 	return s, nil
+}
+
+// Pack lays the weights of MatMulNBits out in large pages, in the order in which they are read: a fifth to a third of a step's time.
+// It works beside runs, a layer at a time, on the thread that run gives it; results do not change. Sets registered without pack, and
+// systems without large pages, have nothing to do.
+func (s *Set) Pack(run func(func())) {
+	if s == nil {
+		return
+	}
+	s.packing.Add(1)
+	go func() {
+		defer s.packing.Done()
+		run(func() { C.gk_ops_pack(s.ops) })
+	}()
+}
+
+// Stop ends Pack. It comes before the sessions of the set are closed.
+func (s *Set) Stop() {
+	if s != nil && s.ops != nil {
+		C.gk_ops_stop(s.ops)
+		s.packing.Wait()
+	}
 }
 
 // Close frees the operators. Closing again does nothing.

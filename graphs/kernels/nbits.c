@@ -30,8 +30,7 @@ void gk_nbits_layout(gk_nbits *job, void *work) {
   char *after = (char *)work + lanes(job) * (job->padded + 64);
   job->steps = (float *)after;
   job->sums = (int32_t *)(after + 4 * lanes(job) * padded_blocks(job));
-  int64_t panel_bytes = PANEL * job->row_bytes;
-  int64_t panels = (job->n + PANEL - 1) / PANEL;
+  int64_t panel_bytes = PANEL * job->row_bytes, panels = (job->n + PANEL - 1) / PANEL;
   job->panels_a_task = (192 << 10) / panel_bytes;
   if (job->panels_a_task > panels / 8) job->panels_a_task = panels / 8;
   if (job->panels_a_task < 1) job->panels_a_task = 1;
@@ -135,6 +134,45 @@ static int64_t panel_start(const gk_nbits *job, int64_t panel) {
   return (panel + 1) * PANEL <= job->n ? panel * PANEL : job->n - PANEL;
 }
 
+// Where a panel lies: as the operator has it, its rows after each other, or packed, its chunks after each other and then its scales.
+typedef struct {
+  int64_t n0; // its first row
+  const uint8_t *weights;
+  int64_t row, chunk; // bytes to the next row's and the next chunk's
+  const float *scales;
+  int64_t scale_row, scale_block;       // elements to the next row's and the next block's
+  const char *next, *next_scales;       // what is read after this panel, each in one run
+} panel_place;
+
+static int64_t chunk_bytes(const gk_nbits *job) { return CHUNK * job->bits / 8; }
+static int64_t packed_weights(const gk_nbits *job) { return (job->k + CHUNK - 1) / CHUNK * PANEL * chunk_bytes(job); }
+static int64_t panel_bytes(const gk_nbits *job) { return packed_weights(job) + (job->blocks + 3) / 4 * 4 * PANEL * 4; }
+
+static panel_place place_of(const gk_nbits *job, int64_t panel) {
+  panel_place p = {.n0 = panel_start(job, panel)};
+  if (job->packed) {
+    p.weights = job->packed + panel * panel_bytes(job);
+    p.row = chunk_bytes(job), p.chunk = PANEL * p.row;
+    p.scales = (const float *)(p.weights + packed_weights(job));
+    p.scale_row = 1, p.scale_block = PANEL;
+    p.next = (const char *)p.weights + panel_bytes(job);
+    p.next_scales = p.next + packed_weights(job);
+    return p;
+  }
+  p.weights = job->weights + p.n0 * job->row_bytes;
+  p.row = job->row_bytes, p.chunk = chunk_bytes(job);
+  p.scales = job->scales + p.n0 * job->blocks;
+  p.scale_row = job->blocks, p.scale_block = 1;
+  p.next = (const char *)p.weights + PANEL * job->row_bytes;
+  p.next_scales = (const char *)(p.scales + PANEL * job->blocks);
+  return p;
+}
+
+// Fetches the next panel's scales, which are read here and there.
+static void fetch_scales(const gk_nbits *job, const panel_place *p) {
+  for (int64_t i = 0; i < PANEL * job->blocks * 4; i += 64) _mm_prefetch(p->next_scales + i, _MM_HINT_T1);
+}
+
 // Scales of a panel by block: out[block][16 rows].
 GK_TARGET_VNNI static void panel_scales(const gk_nbits *job, int64_t n0, float *out) {
   for (int64_t b = 0; b < job->blocks; b += 4) {
@@ -206,26 +244,26 @@ GK_INLINE GK_TARGET_VNNI __m512 add_block(__m512 y, __m512i sum, int32_t correct
 }
 
 // One row of activations by one panel.
-GK_INLINE GK_TARGET_VNNI void row_panel(const gk_nbits *job, int bits, int64_t n0, const float *scales, int64_t row) {
+GK_INLINE GK_TARGET_VNNI void row_panel(const gk_nbits *job, int bits, int packed, const panel_place *p, const float *scales, int64_t row) {
   const int8_t *levels = job->levels + row * job->padded;
   const float *steps = job->steps + row * padded_blocks(job);
   const int32_t *sums = job->sums + row * padded_blocks(job);
-  const uint8_t *w[PANEL];
-  for (int i = 0; i < PANEL; i++) w[i] = job->weights + (n0 + i) * job->row_bytes;
-  const char *next = (const char *)job->weights + (n0 + PANEL) * job->row_bytes; // read ahead: panels lie one after the other
-  int64_t chunk_bytes = CHUNK * bits / 8, block = job->block;
+  const uint8_t *w = p->weights;
+  const char *next = p->next;
+  const int64_t bytes = CHUNK * bits / 8, stride = packed ? bytes : p->row, block = job->block;
   __m512 y = _mm512_setzero_ps();
   __m512i whole = _mm512_setzero_si512();
   for (int64_t c = 0; c * CHUNK < job->padded; c++) {
     __m512i z[PANEL], q[4];
-    int64_t at = c * chunk_bytes, left = job->row_bytes - at;
-    for (int i = 0; i < bits / 4 * PANEL; i++) _mm_prefetch(next + at * PANEL + i * 64, _MM_HINT_T1);
-    if (left >= chunk_bytes) {
+    int64_t left = packed || job->packed ? bytes : job->row_bytes - c * bytes;
+    for (int i = 0; i < bits / 4 * PANEL; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    if (left >= bytes) {
 #pragma GCC unroll 16
-      for (int i = 0; i < PANEL; i++) z[i] = dot_chunk(bits, w[i] + at, chunk_bytes, levels + c * CHUNK);
+      for (int i = 0; i < PANEL; i++) z[i] = dot_chunk(bits, w + i * stride, bytes, levels + c * CHUNK);
     } else {
-      for (int i = 0; i < PANEL; i++) z[i] = dot_chunk(bits, w[i] + at, left, levels + c * CHUNK);
+      for (int i = 0; i < PANEL; i++) z[i] = dot_chunk(bits, w + i * stride, left, levels + c * CHUNK);
     }
+    w += packed ? PANEL * bytes : p->chunk;
     sum_quarters(z, q);
     if (block == 32) {
       int64_t b = c * 4;
@@ -244,40 +282,35 @@ GK_INLINE GK_TARGET_VNNI void row_panel(const gk_nbits *job, int bits, int64_t n
       }
     }
   }
-  if (job->bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job->bias + n0));
-  _mm512_storeu_ps(job->y + row * job->n + n0, y);
-}
-
-// Fetches the scales of the panel after n0's, which are read here and there.
-static void fetch_scales(const gk_nbits *job, int64_t n0) {
-  const char *next = (const char *)(job->scales + (n0 + PANEL) * job->blocks);
-  for (int64_t i = 0; i < PANEL * job->blocks * 4; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+  if (job->bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job->bias + p->n0));
+  _mm512_storeu_ps(job->y + row * job->n + p->n0, y);
 }
 
 GK_TARGET_VNNI static void multiply_rows(const gk_nbits *job, int64_t panel, int64_t end, float *scales) {
   for (; panel < end; panel++) {
-    int64_t n0 = panel_start(job, panel);
-    panel_scales(job, n0, scales);
-    fetch_scales(job, n0);
+    panel_place p = place_of(job, panel);
+    const float *by_block = job->packed ? p.scales : scales;
+    if (!job->packed) panel_scales(job, p.n0, scales);
+    fetch_scales(job, &p);
     for (int64_t r = 0; r < job->rows; r++) {
-      if (job->bits == 4) row_panel(job, 4, n0, scales, r);
-      else row_panel(job, 8, n0, scales, r);
+      if (job->bits == 8) row_panel(job, 8, 0, &p, by_block, r);
+      else if (job->packed) row_panel(job, 4, 1, &p, by_block, r);
+      else row_panel(job, 4, 0, &p, by_block, r);
     }
   }
 }
 
 // Weights of a panel, columns from..to, as signed bytes in the order of tiles: out [chunk][16 rows][128].
-GK_INLINE GK_TARGET_VNNI void unpack_panel(const gk_nbits *job, int bits, int64_t n0, int64_t from, int64_t to, int8_t *out) {
+GK_INLINE GK_TARGET_VNNI void unpack_panel(const gk_nbits *job, int bits, const panel_place *p, int64_t from, int64_t to, int8_t *out) {
   const __m512i low = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8), half = _mm512_set1_epi8((char)128);
   const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-  int64_t chunk_bytes = CHUNK * bits / 8;
   for (int64_t c = from / CHUNK; c < to / CHUNK; c++) {
-    int64_t at = c * chunk_bytes, left = job->row_bytes - at;
+    int64_t left = job->packed ? 128 : job->row_bytes - c * chunk_bytes(job);
     __mmask64 m0 = left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
     __mmask64 m1 = left >= 128 ? ~(__mmask64)0 : left <= 64 ? 0 : ((__mmask64)1 << (left - 64)) - 1;
-    const uint8_t *w = job->weights + n0 * job->row_bytes + at;
+    const uint8_t *w = p->weights + c * p->chunk;
 #pragma GCC unroll 4
-    for (int i = 0; i < PANEL; i++, w += job->row_bytes, out += CHUNK) {
+    for (int i = 0; i < PANEL; i++, w += p->row, out += CHUNK) {
       __m512i v = _mm512_maskz_loadu_epi8(m0, w);
       if (bits == 4) {
         __m512i lo = _mm512_sub_epi8(_mm512_and_si512(v, low), eight);
@@ -293,7 +326,9 @@ GK_INLINE GK_TARGET_VNNI void unpack_panel(const gk_nbits *job, int bits, int64_
 }
 
 // y[16 rows of weights][16 activations] += a block whose integer sums are in c.
-GK_INLINE GK_TARGET_AMX void add_tile(__m512 y[16], const int32_t *c, const float *scales, int64_t stride, const float *steps) {
+GK_INLINE GK_TARGET_AMX void add_tile(__m512 y[16], const int32_t *c, const panel_place *p, int64_t block, const float *steps) {
+  const float *scales = p->scales + block * p->scale_block;
+  int64_t stride = p->scale_row;
   __m512 step = _mm512_loadu_ps(steps);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++)
@@ -319,24 +354,24 @@ GK_INLINE GK_TARGET_AMX void add_tile(__m512 y[16], const int32_t *c, const floa
   } while (0)
 
 // Adds the blocks of the chunk at a place, whose sums are in c.
-GK_INLINE GK_TARGET_AMX void add_chunk(const gk_nbits *job, int block, __m512 y[16], int32_t c[4][256], const float *scales, const float *steps,
+GK_INLINE GK_TARGET_AMX void add_chunk(const gk_nbits *job, int block, __m512 y[16], int32_t c[4][256], const panel_place *p, const float *steps,
                                        int64_t at) {
   int64_t b = at / job->block, last = job->blocks - 1;
   // Behind the last block there is nothing: its steps are zero, and the scale is any that may be read.
   if (block == 32) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) add_tile(y, c[i], scales + (b + i < last ? b + i : last), job->blocks, steps + (b + i) * 16);
+    for (int i = 0; i < 4; i++) add_tile(y, c[i], p, b + i < last ? b + i : last, steps + (b + i) * 16);
   } else if (block == 64) {
-    add_tile(y, c[0], scales + b, job->blocks, steps + b * 16);
-    add_tile(y, c[1], scales + (b + 1 < last ? b + 1 : last), job->blocks, steps + (b + 1) * 16);
+    add_tile(y, c[0], p, b, steps + b * 16);
+    add_tile(y, c[1], p, b + 1 < last ? b + 1 : last, steps + (b + 1) * 16);
   } else if ((at + CHUNK) % job->block == 0 || at + CHUNK >= job->padded) {
-    add_tile(y, c[0], scales + b, job->blocks, steps + b * 16);
+    add_tile(y, c[0], p, b, steps + b * 16);
   }
 }
 
 // Sixteen activations by columns from..to of a panel; w is the panel from there, sum what came before. Tiles of a chunk are added
 // while those of the next are computed, since what a tile has stored cannot be read at once.
-GK_INLINE GK_TARGET_AMX void tile_panel(const gk_nbits *job, int block, const int8_t *w, const float *scales, int64_t from, int64_t to,
+GK_INLINE GK_TARGET_AMX void tile_panel(const gk_nbits *job, int block, const int8_t *w, const panel_place *p, int64_t from, int64_t to,
                                         int64_t tile, const char *next, float *sum) {
   const int8_t *levels = job->levels + tile * 16 * job->padded + from * 16;
   const float *steps = job->steps + tile * 16 * padded_blocks(job);
@@ -363,7 +398,7 @@ GK_INLINE GK_TARGET_AMX void tile_panel(const gk_nbits *job, int block, const in
       if (at % job->block == 0) _tile_zero(0);
       MULTIPLY_CHUNK(0, w, levels);
     }
-    if (at > from) add_chunk(job, block, y, c[turn ^ 1], scales, steps, at - CHUNK);
+    if (at > from) add_chunk(job, block, y, c[turn ^ 1], p, steps, at - CHUNK);
     _tile_stored(0, c[turn][0], 64);
     if (block <= 64) _tile_stored(1, c[turn][1], 64);
     if (block == 32) {
@@ -371,7 +406,7 @@ GK_INLINE GK_TARGET_AMX void tile_panel(const gk_nbits *job, int block, const in
       _tile_stored(3, c[turn][3], 64);
     }
   }
-  add_chunk(job, block, y, c[turn ^ 1], scales, steps, to - CHUNK);
+  add_chunk(job, block, y, c[turn ^ 1], p, steps, to - CHUNK);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++) _mm512_store_ps(sum + 16 * i, y[i]);
 }
@@ -402,18 +437,18 @@ GK_INLINE GK_TARGET_AMX void multiply_tiles(const gk_nbits *job, int block, int6
   float *sums = (float *)(w + PANEL * SPAN);
   _tile_loadconfig(&shapes);
   for (; panel < end; panel++) {
-    int64_t n0 = panel_start(job, panel), tiles = row_tiles(job);
-    const float *scales = job->scales + n0 * job->blocks;
+    panel_place p = place_of(job, panel);
+    int64_t tiles = row_tiles(job);
     memset(sums, 0, (size_t)tiles * 256 * sizeof *sums);
-    fetch_scales(job, n0);
+    fetch_scales(job, &p);
     for (int64_t from = 0; from < job->padded; from += SPAN) {
       int64_t to = from + SPAN < job->padded ? from + SPAN : job->padded;
-      if (job->bits == 4) unpack_panel(job, 4, n0, from, to, w);
-      else unpack_panel(job, 8, n0, from, to, w);
-      const char *next = (const char *)job->weights + (n0 + PANEL) * job->row_bytes + from * PANEL * job->bits / 8;
-      for (int64_t t = 0; t < tiles; t++) tile_panel(job, block, w, scales, from, to, t, t ? NULL : next, sums + t * 256);
+      if (job->bits == 4) unpack_panel(job, 4, &p, from, to, w);
+      else unpack_panel(job, 8, &p, from, to, w);
+      const char *next = p.next + from / CHUNK * PANEL * chunk_bytes(job);
+      for (int64_t t = 0; t < tiles; t++) tile_panel(job, block, w, &p, from, to, t, t ? NULL : next, sums + t * 256);
     }
-    for (int64_t t = 0; t < tiles; t++) store_tile(job, n0, t, sums + t * 256);
+    for (int64_t t = 0; t < tiles; t++) store_tile(job, p.n0, t, sums + t * 256);
   }
   _tile_release();
 }
@@ -439,6 +474,21 @@ void gk_nbits_multiply(void *state, size_t part) {
   else multiply_tiles_128(job, panel, end, work);
 
   gk_scratch_give(work);
+}
+
+size_t gk_nbits_packed_bytes(const gk_nbits *job) { return (size_t)((job->n + PANEL - 1) / PANEL * panel_bytes(job)); }
+
+GK_TARGET_VNNI void gk_nbits_pack(const gk_nbits *job, int64_t panel, uint8_t *packed) {
+  panel_place p = place_of(job, panel);
+  uint8_t *out = packed + panel * panel_bytes(job);
+  for (int64_t at = 0; at < packed_weights(job) / PANEL; at += chunk_bytes(job)) {
+    int64_t left = job->row_bytes - at < chunk_bytes(job) ? job->row_bytes - at : chunk_bytes(job);
+    for (int64_t i = 0; i < PANEL; i++, out += chunk_bytes(job)) {
+      memcpy(out, p.weights + i * p.row + at, (size_t)left);
+      memset(out + left, 0, (size_t)(chunk_bytes(job) - left));
+    }
+  }
+  panel_scales(job, p.n0, (float *)out);
 }
 
 #endif

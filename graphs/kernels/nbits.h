@@ -15,6 +15,7 @@ typedef struct {
   const uint8_t *weights;
   const float *scales;
   const float *bias; // null for none
+  const uint8_t *packed; // weights and scales as gk_nbits_pack has laid them out; null: they are read where they are
   float *y;
 
   int amx; // use tiles where that is faster
@@ -34,5 +35,10 @@ size_t gk_nbits_quantize_parts(const gk_nbits *job);
 void gk_nbits_quantize(void *job, size_t part);
 size_t gk_nbits_multiply_parts(const gk_nbits *job);
 void gk_nbits_multiply(void *job, size_t part);
+
+// Lays weights and scales out in the order in which they are read, a panel of 16 rows at a time; results are the same to the last
+// bit. There are ceil(n/16) panels; packed has gk_nbits_packed_bytes.
+size_t gk_nbits_packed_bytes(const gk_nbits *job);
+void gk_nbits_pack(const gk_nbits *job, int64_t panel, uint8_t *packed);
 
 #endif

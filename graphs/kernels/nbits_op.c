@@ -13,7 +13,40 @@ typedef struct {
   gk_api api;
   int amx;
   int64_t k, n, bits, block;
+  gk_packing packing;
 } nbits_kernel;
+
+static gk_nbits describe(const nbits_kernel *k) {
+  int64_t blocks = (k->k + k->block - 1) / k->block;
+  return (gk_nbits){.rows = 1, .n = k->n, .k = k->k, .blocks = blocks, .block = k->block, .bits = k->bits, .amx = k->amx,
+                    .row_bytes = blocks * k->block * k->bits / 8};
+}
+
+static void pack(void *kernel, uint8_t *out) {
+  nbits_kernel *k = kernel;
+  gk_nbits job = describe(k);
+  job.weights = k->packing.sources[0], job.scales = k->packing.sources[1];
+  for (int64_t panel = 0; panel * 16 < job.n; panel++) gk_nbits_pack(&job, panel, out);
+}
+
+// Has the layer's weights packed when they are constants of the graph.
+static void *offer_packing(nbits_kernel *k, gk_packer *packer, const void *info) {
+  gk_nbits job = describe(k);
+  gk_tensor weights, scales;
+  void *bad = gk_constant(k->api, info, 1, &weights);
+  if (!bad) bad = gk_constant(k->api, info, 2, &scales);
+  if (bad || gk_elements(&weights) != job.n * job.row_bytes || gk_elements(&scales) != job.n * job.blocks) return bad;
+  k->packing = (gk_packing){.layer = k, .bytes = gk_nbits_packed_bytes(&job), .pack = pack, .sources = {weights.data, scales.data},
+                            .source_bytes = {(size_t)(job.n * job.row_bytes), (size_t)(job.n * job.blocks) * sizeof(float)}};
+  gk_packer_add(packer, &k->packing);
+  return NULL;
+}
+
+static void destroy(void *kernel) {
+  nbits_kernel *k = kernel;
+  gk_packing_free(&k->packing);
+  free(k);
+}
 
 static void *create(const gk_op *op, const void *table, const void *info, void **kernel) {
   gk_api api = table;
@@ -30,6 +63,11 @@ static void *create(const gk_op *op, const void *table, const void *info, void *
   nbits_kernel *made = malloc(sizeof *made);
   if (!made) return gk_fail(api, "no memory for a kernel");
   *made = k;
+  void *bad = gk_op_packer(op) ? offer_packing(made, gk_op_packer(op), info) : NULL;
+  if (bad) {
+    free(made);
+    return bad;
+  }
   *kernel = made;
   return NULL;
 }
@@ -44,16 +82,15 @@ static void *inputs(nbits_kernel *k, void *context, gk_nbits *job, gk_tensor *x)
   if (!bad) bad = gk_input(k->api, context, 4, &groups);
   if (!bad) bad = gk_input(k->api, context, 5, &bias);
   if (bad) return bad;
-  int64_t blocks = (k->k + k->block - 1) / k->block;
-  *job = (gk_nbits){.rows = 1, .n = k->n, .k = k->k, .blocks = blocks, .block = k->block, .bits = k->bits, .amx = k->amx};
-  job->row_bytes = blocks * k->block * k->bits / 8;
+  *job = describe(k);
   if (zeros.data || groups.data) return gk_fail(k->api, "MatMulNBits: zero points and g_idx are not supported");
   if (!x->data && x->rank == 0) return gk_fail(k->api, "MatMulNBits: no A");
-  if (gk_elements(&weights) != k->n * job->row_bytes || gk_elements(&scales) != k->n * blocks || (bias.data && gk_elements(&bias) != k->n))
+  if (gk_elements(&weights) != k->n * job->row_bytes || gk_elements(&scales) != k->n * job->blocks || (bias.data && gk_elements(&bias) != k->n))
     return gk_fail(k->api, "MatMulNBits: weights, scales or bias are not of N %lld, K %lld", (long long)k->n, (long long)k->k);
   if (x->rank < 1 || x->dims[x->rank - 1] != k->k)
     return gk_fail(k->api, "MatMulNBits: the last dimension of A is not K = %lld", (long long)k->k);
   for (size_t i = 0; i + 1 < x->rank; i++) job->rows *= x->dims[i];
+  job->packed = atomic_load_explicit(&k->packing.packed, memory_order_acquire);
   job->x = x->data, job->weights = weights.data, job->scales = scales.data, job->bias = bias.data;
   return NULL;
 }
@@ -99,7 +136,7 @@ void gk_nbits_op(gk_op *op) {
   op->get_output_type = output_type;
   op->create_kernel_v2 = create;
   op->compute_v2 = compute;
-  op->destroy = free;
+  op->destroy = destroy;
 }
 
 #endif

@@ -4,11 +4,14 @@
 
 #include "ops.h"
 #include "ort.h"
+#include "packer.h"
 
 // How the message begins of a node that only ONNX Runtime's own kernel can compute: the session is then made without ours.
 #define GK_NOT_OURS "glimpse kernels: not for "
 
 int gk_op_processor(const gk_op *op);
+// Where an operator's layers can have their weights packed; null for nowhere.
+gk_packer *gk_op_packer(const gk_op *op);
 int64_t gk_elements(const gk_tensor *t);
 
 #endif

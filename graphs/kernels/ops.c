@@ -23,15 +23,20 @@ enum { VERSION = 22, OPS = 4 };
 typedef struct {
   gk_op op; // first, so that a gk_op * is one of these
   int processor;
+  gk_packer *packer; // null: weights stay where they are
 } own_op;
 
 struct gk_ops {
   void *contrib, *own; // the domains com.microsoft and glimpse
   own_op ops[OPS];
   int count;
+  gk_packer packer;
+  int pack;
 };
 
 int gk_op_processor(const gk_op *op) { return ((const own_op *)op)->processor; }
+
+gk_packer *gk_op_packer(const gk_op *op) { return ((const own_op *)op)->packer; }
 
 int64_t gk_elements(const gk_tensor *t) {
   if (!t->data) return 0;
@@ -115,6 +120,7 @@ static char *offer(gk_api api, void *session_options, int processor, gk_ops *set
   for (int i = 0; i < count && !why; i++) {
     own_op *o = &set->ops[set->count++];
     defaults(o, processor);
+    if (set->pack) o->packer = &set->packer;
     define[i](&o->op);
     why = message(api, GK_CALL(GK_CustomOpDomain_Add, void *(*)(void *, const gk_op *))(*domain, &o->op));
   }
@@ -122,9 +128,11 @@ static char *offer(gk_api api, void *session_options, int processor, gk_ops *set
   return why;
 }
 
-char *gk_ops_register(const void *const *api, void *session_options, int processor, gk_ops **out) {
+char *gk_ops_register(const void *const *api, void *session_options, int processor, int pack, gk_ops **out) {
   gk_ops *set = calloc(1, sizeof *set);
   if (!set) return strdup("no memory");
+  gk_packer_init(&set->packer);
+  set->pack = pack;
   char *why = NULL;
 #if defined(__x86_64__)
   if (processor & GK_HAS_VNNI) {
@@ -141,6 +149,9 @@ char *gk_ops_register(const void *const *api, void *session_options, int process
   *out = set;
   return NULL;
 }
+
+void gk_ops_pack(gk_ops *ops) { gk_packer_run(&ops->packer); }
+void gk_ops_stop(gk_ops *ops) { gk_packer_stop(&ops->packer); }
 
 void gk_ops_free(const void *const *api, gk_ops *ops) {
   if (!ops) return;

@@ -40,6 +40,19 @@ void *gk_input(gk_api api, void *context, size_t index, gk_tensor *out) {
   return GK_CALL(GK_GetTensorMutableData, void *(*)(const void *, void **))(value, &out->data);
 }
 
+void *gk_constant(gk_api api, const void *info, size_t index, gk_tensor *out) {
+  out->data = NULL;
+  out->rank = 0;
+  int constant = 0;
+  const void *value = NULL;
+  typedef void *(*get)(const void *, size_t, int *, const void **);
+  void *bad = GK_CALL(GK_KernelInfoGetConstantInput_tensor, get)(info, index, &constant, &value);
+  if (bad || !constant || !value) return bad;
+  bad = tensor_shape(api, value, out);
+  if (bad) return bad;
+  return GK_CALL(GK_GetTensorMutableData, void *(*)(const void *, void **))(value, &out->data);
+}
+
 void *gk_output(gk_api api, void *context, size_t index, const int64_t *dims, size_t rank, void **data) {
   void *value = NULL;
   *data = NULL;

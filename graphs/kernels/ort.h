@@ -25,6 +25,7 @@ enum gk_slot {
   GK_ReleaseTensorTypeAndShapeInfo = 99,
   GK_ReleaseCustomOpDomain = 101,
   GK_KernelInfo_GetInputName = 232,
+  GK_KernelInfoGetConstantInput_tensor = 249,
   GK_KernelContext_ParallelFor = 274,
 };
 
@@ -81,6 +82,8 @@ typedef struct {
 // Each returns null or a status that the caller hands to ONNX Runtime.
 void *gk_fail(gk_api api, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void *gk_input(gk_api api, void *context, size_t index, gk_tensor *out);
+// An input that is a constant of the graph; null data where it is none.
+void *gk_constant(gk_api api, const void *info, size_t index, gk_tensor *out);
 void *gk_output(gk_api api, void *context, size_t index, const int64_t *dims, size_t rank, void **data);
 // Calls run(state, i) for i in 0..count−1 on the session's threads, and returns when all are done.
 void *gk_parallel(gk_api api, void *context, void (*run)(void *, size_t), size_t count, void *state);

@@ -58,7 +58,6 @@ func TestCachesOnADevice(t *testing.T) {
 				t.Error("nothing lies on the device")
 			}
 			var reqs []engine.Request
-			encoder := set == "blip2-t5-tiny"
 			if strings.HasPrefix(set, "blip2") {
 				reqs = questions(t)
 			} else {
@@ -75,16 +74,21 @@ func TestCachesOnADevice(t *testing.T) {
 					reqs = append(reqs, followUp(reqs[i], want[i].Text, "Are you sure? Say it again, please."))
 				}
 			}
+			// The questions to the other three do not begin alike, or are too short, or an encoder reads them, whose keys move.
+			alike := slices.Contains([]string{"llava15-tiny", "qwen25vl-tiny", "qwen3vl-tiny", "gemma3-tiny", "smolvlm-tiny"}, set)
+			if copied := device.Stats().Prefix.CopiedTokens; alike && copied == 0 {
+				t.Error("no tokens were copied from slot to slot")
+			}
+			if memory.Copied() == 0 && set != "blip2-opt-tiny" {
+				t.Error("nothing was copied within the memory")
+			}
 			var wg sync.WaitGroup
 			for _, req := range slices.Concat(reqs, reqs) { // nobody touches anything in company either
 				wg.Go(func() { generate(t, device, t.Context(), req) })
 			}
 			wg.Wait()
-			if memory.Entered() == 0 || memory.Copied() == 0 {
-				t.Errorf("runs entered the memory %d times, and %d bytes were copied", memory.Entered(), memory.Copied())
-			}
-			if copied := device.Stats().Prefix.CopiedTokens; !encoder && copied == 0 {
-				t.Error("no tokens were copied from slot to slot")
+			if memory.Entered() == 0 {
+				t.Error("no run entered the memory")
 			}
 			for range 2 {
 				if err := device.Close(); err != nil {

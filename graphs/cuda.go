@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unsafe"
 )
@@ -168,19 +169,29 @@ func missingNeeds(provider string) error {
 	if err != nil {
 		return err
 	}
-	var missing []string
-	for _, library := range needed {
-		name := C.CString(library)
-		if nativeError(C.gl_load(name)) != nil {
-			missing = append(missing, library)
-		}
-		C.free(unsafe.Pointer(name))
+	missing := slices.DeleteFunc(slices.Clone(needed), loads)
+	named := func(prefix string) bool {
+		return slices.ContainsFunc(needed, func(library string) bool { return strings.HasPrefix(library, prefix) })
+	}
+	if named("libcudart.so") && !named("libcudnn.so") && !slices.ContainsFunc(cudnnLibraries, loads) {
+		missing = append(missing, cudnnLibraries[0])
 	}
 	if len(missing) == 0 {
 		return nil
 	}
 	return fmt.Errorf("device cuda: %s needs %s, which the system's loader does not find: install CUDA and cuDNN, or name their folder in LD_LIBRARY_PATH",
 		provider, strings.Join(missing, ", "))
+}
+
+// cudnnLibraries are the names by which a provider looks for cuDNN when the first convolution or masked attention runs: its header
+// need not name it.
+var cudnnLibraries = []string{"libcudnn.so.9", "libcudnn.so.10", "libcudnn.so"}
+
+// loads reports whether the system's loader finds a library.
+func loads(library string) bool {
+	name := C.CString(library)
+	defer C.free(unsafe.Pointer(name))
+	return nativeError(C.gl_load(name)) == nil
 }
 
 func neededBy(provider string) ([]string, error) {

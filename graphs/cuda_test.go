@@ -139,7 +139,7 @@ func TestCUDALibraries(t *testing.T) {
 	compileShared(t, provider, source, "-Wl,--no-as-needed", runtime, blas)
 	refused("libonnxruntime_providers_shared.so")
 	compileShared(t, filepath.Join(folder, cudaLibraries[1]), source)
-	refused(provider, "libcudart.so.99, libcublas.so.99", "LD_LIBRARY_PATH")
+	refused(provider, "libcudart.so.99, libcublas.so.99, libcudnn.so.9", "LD_LIBRARY_PATH")
 	if name, err := cudaRuntime(provider); err != nil || name != "libcudart.so.99" {
 		t.Errorf("runtime %q, %v", name, err)
 	}

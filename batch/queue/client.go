@@ -396,6 +396,15 @@ func (c *Client) Discard(ctx context.Context) error {
 	return nil
 }
 
+// Kept counts the results that wait for a row which the next run may write.
+func (c *Client) Kept(ctx context.Context) (int, error) {
+	info, err := c.resultStream.Info(ctx, jetstream.WithSubjectFilter(resultSubject+"."+subjectSafe(c.job.ID)+".>"))
+	if err != nil {
+		return 0, fmt.Errorf("count the results: %w", err)
+	}
+	return len(info.State.Subjects), nil
+}
+
 // Close ends the connection. Without Finish the next run takes up what is there.
 func (c *Client) Close() {
 	c.state.CompareAndSwap("running", "stopped")

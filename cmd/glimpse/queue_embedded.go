@@ -127,9 +127,14 @@ type queuePlace struct {
 
 // close stops the server and removes what is not needed any more.
 func (p *queuePlace) close(finished bool) error {
+	keep := p.keep && !finished
+	if keep && p.options.Private {
+		n, err := p.client.Kept(context.Background())
+		keep = err != nil || n > 0 // with nothing in it, it is of no use
+	}
 	p.client.Close()
 	p.options.InProcess.Close()
-	if p.keep && !finished {
+	if keep {
 		return nil
 	}
 	return os.RemoveAll(p.folder)

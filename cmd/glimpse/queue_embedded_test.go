@@ -195,6 +195,27 @@ func TestQueueOffIsTheSame(t *testing.T) {
 		t.Error("an output was begun")
 	}
 	refused(t, glimpse(t, "caption", m, pictures, "-o", out, "--queue=off", "--queue-listen", "127.0.0.1:0"), "--queue-listen")
+	// A run that fails before it has an answer leaves no queue.
+	cmd := command(t, "caption", m, "-", "-o", out)
+	feed, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the queue", func() bool { _, err := os.Stat(filepath.Join(out+".queue", "socket")); return err == nil })
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	feed.Close()
+	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted {
+		t.Errorf("exit %d", code)
+	}
+	if _, err := os.Stat(out + ".queue"); err == nil {
+		t.Error("an empty queue is left")
+	}
 }
 
 // Runs in one folder at the same time do not meet.

@@ -213,5 +213,9 @@ func (a *app) openEngine(ctx context.Context, rt *graphs.Runtime, folder string,
 // isTerminal reports whether w is a terminal that a progress bar can be drawn on.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	width, height, err := term.GetSize(int(f.Fd()))
+	return err == nil && width > 0 && height > 0 // one without a size, as some recorders are, shows no bar
 }

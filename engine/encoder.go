@@ -182,9 +182,11 @@ func (e *encoder) allocate(rt *graphs.Runtime) error {
 	}
 	in["inputs_embeds"] = e.input
 	for _, p := range e.ports {
-		memory := e.memory
-		if _, isCross := e.cross[p.Name]; !isCross {
-			memory = nil // read here
+		memory := graphs.DeviceMemory(nil) // read here
+		if _, isCross := e.cross[p.Name]; isCross && e.memory != nil {
+			if memory, err = e.session.Memory(); err != nil { // not e.memory: device auto may have put the two graphs on two devices
+				return err
+			}
 		}
 		t, err := rt.NewTensorIn(memory, p.DType, withTokens(p.Shape, e.capacity)...)
 		if err != nil {

@@ -18,7 +18,8 @@
 //     that ONNX Runtime allocated with the element count taken as bytes, which
 //     halves fp16 and bf16 data; this package has no code path that asks for
 //     such an output.
-//   - Tensor memory comes from the operating system and never from the Go heap,
+//   - Tensor memory comes from the operating system or from a device
+//     (DeviceMemory), which no other code here touches, and never from the Go heap,
 //     so its address is stable for as long as a native value points at it.
 //   - Whatever is native has one owner and an idempotent Close. Close during a
 //     run is safe: the memory goes when the run ends. Slices handed out by a

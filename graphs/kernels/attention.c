@@ -4,13 +4,15 @@
 // out: 24 bits of each factor count, and results are as near to exact ones as those of float32 arithmetic. Softmax is computed a block of keys at a time with
 // running maxima (Milakov and Gimelshein 2018). Keys and values are turned into tiles as they are met, for a group of row tiles at once.
 //
-// A row's result depends on its own tokens alone, to the last bit: blocks begin at fixed places, and what a row must not see adds zero.
+// A row's result depends on its own tokens alone, to the last bit, and not on how many of them a step brings, but for a single one
+// (attention_one.c): blocks begin at fixed places, and what a row must not see adds zero.
 #include "attention.h"
 
 #if defined(__x86_64__)
 
 #include <math.h>
 
+#include "attention_rows.h"
 #include "scratch.h"
 #include "x86.h"
 
@@ -31,18 +33,6 @@ void gk_attention_plan(gk_attention *job) {
   job->groups = (most + GROUP - 1) / GROUP;
 }
 
-// out = x with its first 2·half elements rotated by the angles of position (the two halves are a pair's parts).
-static void rotate(const gk_attention *job, const float *x, int64_t position, float factor, float *out) {
-  int64_t half = job->cos ? job->half : 0;
-  const float *cos = job->cos + position * half, *sin = job->sin + position * half;
-  for (int64_t i = 0; i < half; i++) {
-    float a = x[i], b = x[i + half];
-    out[i] = (a * cos[i] - b * sin[i]) * factor;
-    out[i + half] = (b * cos[i] + a * sin[i]) * factor;
-  }
-  for (int64_t i = 2 * half; i < job->dim; i++) out[i] = x[i] * factor;
-}
-
 size_t gk_attention_extend_parts(const gk_attention *job) { return (size_t)(job->batch * job->kv_heads); }
 
 void gk_attention_extend(void *state, size_t part) {
@@ -53,7 +43,7 @@ void gk_attention_extend(void *state, size_t part) {
   float *keys = job->key + (b * job->kv_heads + h) * job->capacity * dim, *values = job->value + (b * job->kv_heads + h) * job->capacity * dim;
   for (int64_t t = 0; t < fresh; t++) {
     const float *row = job->qkv + (b * job->sequence + t) * width;
-    rotate(job, row + (job->heads + h) * dim, past + t, 1, keys + (past + t) * dim);
+    gk_rotate(job, row + (job->heads + h) * dim, past + t, 1, keys + (past + t) * dim);
     memcpy(values + (past + t) * dim, row + (job->heads + job->kv_heads + h) * dim, (size_t)dim * sizeof(float));
   }
   int64_t share = job->heads / job->kv_heads;
@@ -79,8 +69,6 @@ GK_INLINE GK_TARGET_VNNI __m512i nearest_pair(__m512 *even, __m512 *odd) {
   return _mm512_or_si512(_mm512_srli_epi32(e, 16), o);
 }
 
-GK_INLINE __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
-
 // A block of keys as left operands: [key tile][chunk of 32 dims][part][16 keys][32]. Keys from count on are zero.
 // The block's values, which are read next and not in their order, are fetched meanwhile.
 GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int64_t count, int64_t dim, uint16_t *out) {
@@ -89,8 +77,8 @@ GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int6
     for (int64_t i = 0; j < count && i < dim; i += 16) _mm_prefetch((const char *)(values + j * dim + i), _MM_HINT_T0);
     for (int64_t c = 0; c < chunks; c++) {
       int64_t left = j < count ? dim - 32 * c : 0;
-      __m512 a = _mm512_maskz_loadu_ps(first_lanes(left), keys + j * dim + 32 * c);
-      __m512 b = _mm512_maskz_loadu_ps(first_lanes(left - 16), keys + j * dim + 32 * c + 16);
+      __m512 a = _mm512_maskz_loadu_ps(gk_first_lanes(left), keys + j * dim + 32 * c);
+      __m512 b = _mm512_maskz_loadu_ps(gk_first_lanes(left - 16), keys + j * dim + 32 * c + 16);
       uint16_t *to = out + (j / 16 * chunks + c) * PARTS * TILE + j % 16 * 32;
       for (int p = 0; p < PARTS; p++) _mm512_store_si512(to + p * TILE, nearest(&a, &b));
     }
@@ -101,7 +89,7 @@ GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int6
 GK_TARGET_AMX static void load_values(const float *values, const float *next, int64_t count, int64_t dim, uint16_t *out) {
   for (int64_t j = 0; j < KEYS && j < count; j += 2) {
     for (int64_t d = 0; d < dim; d += 16) {
-      __mmask16 lanes = first_lanes(dim - d);
+      __mmask16 lanes = gk_first_lanes(dim - d);
       __m512 even = _mm512_maskz_loadu_ps(lanes, values + j * dim + d);
       __m512 odd = _mm512_maskz_loadu_ps(j + 1 < count ? lanes : 0, values + (j + 1) * dim + d);
       uint16_t *to = out + (j / 32 * (width_of(dim) / 16) + d / 16) * PARTS * TILE + j % 32 * 16;
@@ -133,13 +121,12 @@ GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64
   int64_t dim = job->dim, share = job->heads / job->kv_heads, past = job->seqlens_k[b] + 1 - fresh_of(job, b);
   int64_t depth = depth_of(dim), width = (job->heads + 2 * job->kv_heads) * dim;
   float rows[ROWS][GK_ATTENTION_MAX_DIM] __attribute__((aligned(64)));
-  const float factor = job->scale * 1.44269504088896340736f; // so that softmax is of powers of two
   for (int64_t r = 0; r < ROWS; r++) {
     int64_t row = tile->first_row + r;
     memset(rows[r], 0, (size_t)depth * sizeof(float));
     if (row < tile->last_row) {
       const float *x = job->qkv + (b * job->sequence + row / share) * width + (h * share + row % share) * dim;
-      rotate(job, x, past + row / share, factor, rows[r]);
+      gk_rotate(job, x, past + row / share, job->scale * GK_LOG2_E, rows[r]);
     } else {
       row = tile->last_row - 1;
     }
@@ -210,19 +197,6 @@ GK_INLINE GK_TARGET_AMX void multiply(int left, const uint16_t *one, const uint1
   if (count > 3) _tile_stored(3, out + 3 * out_apart, row);
 }
 
-// 2^x for x ≤ 0, within 2 units of the last place.
-GK_INLINE GK_TARGET_VNNI __m512 power(__m512 x) {
-  __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole);
-  __m512 y = _mm512_set1_ps(1.54035304e-4f); // (ln 2)^n / n!
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.33335581e-3f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.61812911e-3f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.55041087e-2f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.40226507e-1f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.93147181e-1f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1));
-  return _mm512_scalef_ps(y, whole);
-}
-
 // Turns the scores [keys][16 rows] of a block into weights as left operands [chunk of 32 keys][part][16 rows][32], and finds what
 // earlier sums are multiplied by. Keys are at the places from on; limited says that not every row sees all of them.
 GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, const float *scores, int64_t from, int64_t keys, int limited,
@@ -240,8 +214,8 @@ GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, co
 #pragma GCC unroll 4
     for (int p = 0; p < 16; p++) {
       int64_t j = 32 * c + 2 * p;
-      __m512 even = _mm512_maskz_mov_ps(SEEN(j), power(_mm512_sub_ps(_mm512_load_ps(scores + j * ROWS), most)));
-      __m512 odd = _mm512_maskz_mov_ps(SEEN(j + 1), power(_mm512_sub_ps(_mm512_load_ps(scores + (j + 1) * ROWS), most)));
+      __m512 even = _mm512_maskz_mov_ps(SEEN(j), gk_power(_mm512_sub_ps(_mm512_load_ps(scores + j * ROWS), most)));
+      __m512 odd = _mm512_maskz_mov_ps(SEEN(j + 1), gk_power(_mm512_sub_ps(_mm512_load_ps(scores + (j + 1) * ROWS), most)));
       sum = _mm512_add_ps(sum, _mm512_add_ps(even, odd));
       for (int i = 0; i < PARTS; i++) v[i][p] = nearest_pair(&even, &odd);
     }
@@ -252,7 +226,7 @@ GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, co
     }
   }
 #undef SEEN
-  __m512 factor = power(_mm512_sub_ps(before, most));
+  __m512 factor = gk_power(_mm512_sub_ps(before, most));
   _mm512_store_ps(factors, factor);
   _mm512_store_ps(tile->most, most);
   _mm512_store_ps(tile->sum, _mm512_fmadd_ps(_mm512_load_ps(tile->sum), factor, sum));
@@ -295,7 +269,7 @@ GK_TARGET_VNNI static void finish(const gk_attention *job, int64_t b, int64_t h,
     float *to = job->out + ((b * job->sequence + row / share) * job->heads + h * share + row % share) * dim;
     __m512 inverse = _mm512_set1_ps(1 / tile->sum[r]);
     for (int64_t d = 0; d < dim; d += 16)
-      _mm512_mask_storeu_ps(to + d, first_lanes(dim - d), _mm512_mul_ps(_mm512_load_ps(tile->out + r * width_of(dim) + d), inverse));
+      _mm512_mask_storeu_ps(to + d, gk_first_lanes(dim - d), _mm512_mul_ps(_mm512_load_ps(tile->out + r * width_of(dim) + d), inverse));
   }
 }
 
@@ -308,6 +282,10 @@ GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
   int64_t b = rest / job->kv_heads, h = rest % job->kv_heads, rows = fresh_of(job, b) * (job->heads / job->kv_heads), dim = job->dim;
   int64_t first = group * GROUP * ROWS, count = 0;
   if (first >= rows) return;
+  if (fresh_of(job, b) == 1) {
+    if (first == 0) gk_attend_one(job, b, h);
+    return;
+  }
   attend_work *w = gk_scratch_take(sizeof *w);
   if (!w) __builtin_trap();
   for (; count < GROUP && first + count * ROWS < rows; count++) {

@@ -21,12 +21,16 @@ enum { ROWS = 16, KEYS = 128, GROUP = 8, TILE = 16 * 32, PARTS = 3 };
 static int64_t depth_of(int64_t dim) { return (dim + 31) / 32 * 32; }
 static int64_t width_of(int64_t dim) { return (dim + 15) / 16 * 16; }
 
-static int64_t fresh_of(const gk_attention *job, int64_t b) { return job->fresh ? job->fresh[b] : job->sequence; }
+// The place of a row's first token, after which the others come; where attention is open, the last place for all of them.
+static int64_t first_place(const gk_attention *job, int64_t b) {
+  if (job->open) return (job->keys ? job->keys[b] : job->key_length) - 1;
+  return job->seqlens_k[b] + 1 - gk_fresh(job, b);
+}
 
 void gk_attention_plan(gk_attention *job) {
   int64_t share = job->heads / job->kv_heads, most = 1;
   for (int64_t b = 0; b < job->batch; b++) {
-    int64_t tiles = (fresh_of(job, b) * share + ROWS - 1) / ROWS;
+    int64_t tiles = (gk_fresh(job, b) * share + ROWS - 1) / ROWS;
     if (tiles > most) most = tiles;
   }
   job->tiles = most;
@@ -38,11 +42,10 @@ size_t gk_attention_extend_parts(const gk_attention *job) { return (size_t)(job-
 void gk_attention_extend(void *state, size_t part) {
   const gk_attention *job = state;
   int64_t b = (int64_t)part / job->kv_heads, h = (int64_t)part % job->kv_heads, dim = job->dim;
-  int64_t fresh = fresh_of(job, b), past = job->seqlens_k[b] + 1 - fresh;
-  int64_t width = (job->heads + 2 * job->kv_heads) * dim;
-  float *keys = job->key + (b * job->kv_heads + h) * job->capacity * dim, *values = job->value + (b * job->kv_heads + h) * job->capacity * dim;
+  int64_t fresh = gk_fresh(job, b), past = job->seqlens_k[b] + 1 - fresh;
+  float *keys = gk_cache(job, job->key, b, h), *values = gk_cache(job, job->value, b, h);
   for (int64_t t = 0; t < fresh; t++) {
-    const float *row = job->qkv + (b * job->sequence + t) * width;
+    const float *row = job->query + b * job->query_batch + t * job->query_token;
     gk_rotate(job, row + (job->heads + h) * dim, past + t, 1, keys + (past + t) * dim);
     memcpy(values + (past + t) * dim, row + (job->heads + job->kv_heads + h) * dim, (size_t)dim * sizeof(float));
   }
@@ -71,14 +74,14 @@ GK_INLINE GK_TARGET_VNNI __m512i nearest_pair(__m512 *even, __m512 *odd) {
 
 // A block of keys as left operands: [key tile][chunk of 32 dims][part][16 keys][32]. Keys from count on are zero.
 // The block's values, which are read next and not in their order, are fetched meanwhile.
-GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int64_t count, int64_t dim, uint16_t *out) {
+GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int64_t apart, int64_t count, int64_t dim, uint16_t *out) {
   int64_t chunks = depth_of(dim) / 32;
   for (int64_t j = 0; j < KEYS && j < (count + 31) / 32 * 32; j++) {
-    for (int64_t i = 0; j < count && i < dim; i += 16) _mm_prefetch((const char *)(values + j * dim + i), _MM_HINT_T0);
+    for (int64_t i = 0; j < count && i < dim; i += 16) _mm_prefetch((const char *)(values + j * apart + i), _MM_HINT_T0);
     for (int64_t c = 0; c < chunks; c++) {
       int64_t left = j < count ? dim - 32 * c : 0;
-      __m512 a = _mm512_maskz_loadu_ps(gk_first_lanes(left), keys + j * dim + 32 * c);
-      __m512 b = _mm512_maskz_loadu_ps(gk_first_lanes(left - 16), keys + j * dim + 32 * c + 16);
+      __m512 a = _mm512_maskz_loadu_ps(gk_first_lanes(left), keys + j * apart + 32 * c);
+      __m512 b = _mm512_maskz_loadu_ps(gk_first_lanes(left - 16), keys + j * apart + 32 * c + 16);
       uint16_t *to = out + (j / 16 * chunks + c) * PARTS * TILE + j % 16 * 32;
       for (int p = 0; p < PARTS; p++) _mm512_store_si512(to + p * TILE, nearest(&a, &b));
     }
@@ -86,17 +89,17 @@ GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int6
 }
 
 // A block of values as right operands: [chunk of 32 keys][dim tile][part][16 pairs of keys][16 dims][2].
-GK_TARGET_AMX static void load_values(const float *values, const float *next, int64_t count, int64_t dim, uint16_t *out) {
+GK_TARGET_AMX static void load_values(const float *values, const float *next, int64_t apart, int64_t count, int64_t dim, uint16_t *out) {
   for (int64_t j = 0; j < KEYS && j < count; j += 2) {
     for (int64_t d = 0; d < dim; d += 16) {
       __mmask16 lanes = gk_first_lanes(dim - d);
-      __m512 even = _mm512_maskz_loadu_ps(lanes, values + j * dim + d);
-      __m512 odd = _mm512_maskz_loadu_ps(j + 1 < count ? lanes : 0, values + (j + 1) * dim + d);
+      __m512 even = _mm512_maskz_loadu_ps(lanes, values + j * apart + d);
+      __m512 odd = _mm512_maskz_loadu_ps(j + 1 < count ? lanes : 0, values + (j + 1) * apart + d);
       uint16_t *to = out + (j / 32 * (width_of(dim) / 16) + d / 16) * PARTS * TILE + j % 32 * 16;
       for (int p = 0; p < PARTS; p++) _mm512_store_si512(to + p * TILE, nearest_pair(&even, &odd));
       // The next block's keys.
-      _mm_prefetch((const char *)(next + j * dim + d), _MM_HINT_T1);
-      _mm_prefetch((const char *)(next + (j + 1) * dim + d), _MM_HINT_T1);
+      _mm_prefetch((const char *)(next + j * apart + d), _MM_HINT_T1);
+      _mm_prefetch((const char *)(next + (j + 1) * apart + d), _MM_HINT_T1);
     }
   }
   // The rest of a chunk meets weights of zero, which not every bit pattern stays zero with.
@@ -118,19 +121,18 @@ typedef struct {
 } row_tile;
 
 GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64_t h, row_tile *tile) {
-  int64_t dim = job->dim, share = job->heads / job->kv_heads, past = job->seqlens_k[b] + 1 - fresh_of(job, b);
-  int64_t depth = depth_of(dim), width = (job->heads + 2 * job->kv_heads) * dim;
+  int64_t dim = job->dim, share = job->heads / job->kv_heads, place = first_place(job, b), depth = depth_of(dim);
   float rows[ROWS][GK_ATTENTION_MAX_DIM] __attribute__((aligned(64)));
   for (int64_t r = 0; r < ROWS; r++) {
     int64_t row = tile->first_row + r;
     memset(rows[r], 0, (size_t)depth * sizeof(float));
     if (row < tile->last_row) {
-      const float *x = job->qkv + (b * job->sequence + row / share) * width + (h * share + row % share) * dim;
-      gk_rotate(job, x, past + row / share, job->scale * GK_LOG2_E, rows[r]);
+      const float *x = job->query + b * job->query_batch + row / share * job->query_token + (h * share + row % share) * dim;
+      gk_rotate(job, x, place + row / share, job->scale * GK_LOG2_E, rows[r]);
     } else {
       row = tile->last_row - 1;
     }
-    tile->place[r] = (int32_t)(past + row / share);
+    tile->place[r] = (int32_t)(job->open ? place : place + row / share);
     tile->most[r] = -1e30f;
     tile->sum[r] = 0;
   }
@@ -267,7 +269,7 @@ GK_TARGET_VNNI static void finish(const gk_attention *job, int64_t b, int64_t h,
   for (int64_t row = tile->first_row; row < tile->last_row; row++) {
     int64_t r = row - tile->first_row;
     float *to = job->out + ((b * job->sequence + row / share) * job->heads + h * share + row % share) * dim;
-    __m512 inverse = _mm512_set1_ps(1 / tile->sum[r]);
+    __m512 inverse = _mm512_set1_ps(tile->sum[r] > 0 ? 1 / tile->sum[r] : 0);
     for (int64_t d = 0; d < dim; d += 16)
       _mm512_mask_storeu_ps(to + d, gk_first_lanes(dim - d), _mm512_mul_ps(_mm512_load_ps(tile->out + r * width_of(dim) + d), inverse));
   }
@@ -279,10 +281,10 @@ GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
   const gk_attention *job = state;
   // The last tokens see the most: they come first, so that no long part is left at the end.
   int64_t group = job->groups - 1 - (int64_t)part / (job->batch * job->kv_heads), rest = (int64_t)part % (job->batch * job->kv_heads);
-  int64_t b = rest / job->kv_heads, h = rest % job->kv_heads, rows = fresh_of(job, b) * (job->heads / job->kv_heads), dim = job->dim;
+  int64_t b = rest / job->kv_heads, h = rest % job->kv_heads, rows = gk_fresh(job, b) * (job->heads / job->kv_heads), dim = job->dim;
   int64_t first = group * GROUP * ROWS, count = 0;
   if (first >= rows) return;
-  if (fresh_of(job, b) == 1) {
+  if (!job->open && gk_fresh(job, b) == 1) {
     if (first == 0) gk_attend_one(job, b, h);
     return;
   }
@@ -299,10 +301,10 @@ GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
   _tile_loadconfig(&shapes);
   int64_t end = w->tiles[count - 1].last_place + 1, from = 0;
   if (job->window > 0 && w->tiles[0].first_place >= job->window) from = (w->tiles[0].first_place - job->window + 1) / KEYS * KEYS;
-  const float *keys = job->key + (b * job->kv_heads + h) * job->capacity * dim, *values = job->value + (b * job->kv_heads + h) * job->capacity * dim;
+  const float *keys = gk_cache(job, job->key, b, h), *values = gk_cache(job, job->value, b, h);
   for (; from < end; from += KEYS) {
-    load_keys(keys + from * dim, values + from * dim, end - from, dim, w->keys);
-    load_values(values + from * dim, keys + (from + KEYS) * dim, end - from, dim, w->values);
+    load_keys(keys + from * job->key_token, values + from * job->key_token, job->key_token, end - from, dim, w->keys);
+    load_values(values + from * job->key_token, keys + (from + KEYS) * job->key_token, job->key_token, end - from, dim, w->values);
     int64_t loaded = end - from < KEYS ? (end - from + 31) / 32 * 32 : KEYS;
     for (int64_t t = 0; t < count; t++)
       if (from <= w->tiles[t].last_place) attend_block(job, w, &w->tiles[t], from, loaded);

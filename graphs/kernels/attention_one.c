@@ -36,11 +36,11 @@ typedef struct {
 } one_work;
 
 // scores[head][key] of count keys; what is behind them is anything. width is the dimension up to a multiple of 16: queries end in zeros.
-GK_TARGET_VNNI static void score(one_work *w, const float *keys, int64_t count, int64_t dim) {
+GK_TARGET_VNNI static void score(one_work *w, const float *keys, int64_t apart, int64_t count, int64_t dim) {
   for (int64_t j = 0; j < count; j += 4) {
     const float *k[4];
     __m512 sums[16];
-    for (int i = 0; i < 4; i++) k[i] = keys + (j + i < count ? j + i : count - 1) * dim;
+    for (int i = 0; i < 4; i++) k[i] = keys + (j + i < count ? j + i : count - 1) * apart;
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
     for (int64_t d = 0; d < dim; d += 16) {
@@ -81,7 +81,7 @@ GK_TARGET_VNNI static float soften(float *scores, int64_t count, float *most, fl
 }
 
 // out[head] = out[head] · factor + weighted values, 64 dimensions at a time.
-GK_TARGET_VNNI static void gather(one_work *w, const float *values, int64_t count, int64_t dim, const float factors[TOGETHER]) {
+GK_TARGET_VNNI static void gather(one_work *w, const float *values, int64_t apart, int64_t count, int64_t dim, const float factors[TOGETHER]) {
   for (int64_t d = 0; d < dim; d += 64) {
     __m512 sums[TOGETHER][4];
     __mmask16 lanes[4];
@@ -95,7 +95,7 @@ GK_TARGET_VNNI static void gather(one_work *w, const float *values, int64_t coun
     for (int64_t j = 0; j < count; j++) {
       __m512 v[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) v[i] = _mm512_maskz_loadu_ps(lanes[i], values + j * dim + d + 16 * i);
+      for (int i = 0; i < 4; i++) v[i] = _mm512_maskz_loadu_ps(lanes[i], values + j * apart + d + 16 * i);
 #pragma GCC unroll 4
       for (int h = 0; h < TOGETHER; h++) {
         __m512 p = _mm512_set1_ps(w->scores[h][j]);
@@ -115,8 +115,8 @@ GK_TARGET_VNNI void gk_attend_one(const gk_attention *job, int64_t b, int64_t h)
   if (!w) __builtin_trap();
   int64_t dim = job->dim, share = job->heads / job->kv_heads, place = job->seqlens_k[b], from = 0;
   if (job->window > 0 && place >= job->window) from = place - job->window + 1;
-  const float *keys = job->key + (b * job->kv_heads + h) * job->capacity * dim, *values = job->value + (b * job->kv_heads + h) * job->capacity * dim;
-  const float *heads = job->qkv + b * job->sequence * (job->heads + 2 * job->kv_heads) * dim + h * share * dim;
+  const float *keys = gk_cache(job, job->key, b, h), *values = gk_cache(job, job->value, b, h);
+  const float *heads = job->query + b * job->query_batch + h * share * dim;
   float *out = job->out + (b * job->sequence * job->heads + h * share) * dim;
   for (int64_t first = 0; first < share; first += TOGETHER) {
     float most[TOGETHER], sum[TOGETHER], factors[TOGETHER];
@@ -129,9 +129,9 @@ GK_TARGET_VNNI void gk_attend_one(const gk_attention *job, int64_t b, int64_t h)
     }
     for (int64_t at = from; at <= place; at += BLOCK) {
       int64_t count = place + 1 - at < BLOCK ? place + 1 - at : BLOCK;
-      score(w, keys + at * dim, count, dim);
+      score(w, keys + at * job->key_token, job->key_token, count, dim);
       for (int i = 0; i < TOGETHER; i++) factors[i] = soften(w->scores[i], count, &most[i], &sum[i]);
-      gather(w, values + at * dim, count, dim, factors);
+      gather(w, values + at * job->key_token, job->key_token, count, dim, factors);
     }
     for (int64_t i = 0; i < TOGETHER && first + i < share; i++)
       for (int64_t d = 0; d < dim; d++) out[(first + i) * dim + d] = w->out[i][d] / sum[i];

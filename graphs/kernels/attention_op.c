@@ -57,25 +57,27 @@ static void *get_inputs(const attention_kernel *k, void *context, gk_tensor in[I
 }
 
 // Lengths come from outside: none may lead beyond a buffer.
-static void *check_lengths(const attention_kernel *k, const gk_attention *job, int64_t positions) {
+static void *check_lengths(const attention_kernel *k, const gk_attention *job, int64_t capacity, int64_t positions) {
   for (int64_t b = 0; b < job->batch; b++) {
     int64_t fresh = job->fresh ? job->fresh[b] : job->sequence, total = (int64_t)job->seqlens_k[b] + 1;
     if (fresh == 0) continue;
-    if (fresh < 0 || fresh > job->sequence || total < fresh || total > job->capacity || (job->cos && total > positions))
+    if (fresh < 0 || fresh > job->sequence || total < fresh || total > capacity || (job->cos && total > positions))
       return gk_fail(k->api, "GroupQueryAttention: row %lld has %lld new tokens of %lld and %lld in all, the cache holds %lld and the rotary tables %lld",
-                     (long long)b, (long long)fresh, (long long)job->sequence, (long long)total, (long long)job->capacity, (long long)positions);
+                     (long long)b, (long long)fresh, (long long)job->sequence, (long long)total, (long long)capacity, (long long)positions);
   }
   return NULL;
 }
 
 static void *describe(const attention_kernel *k, const gk_tensor in[INPUTS], gk_attention *job) {
   const gk_tensor *cache = &in[PAST_KEY];
-  *job = (gk_attention){.batch = in[QKV].dims[0], .sequence = in[QKV].dims[1], .heads = k->heads, .kv_heads = k->kv_heads, .dim = cache->dims[3], .capacity = cache->dims[2]};
+  *job = (gk_attention){.batch = in[QKV].dims[0], .sequence = in[QKV].dims[1], .heads = k->heads, .kv_heads = k->kv_heads, .dim = cache->dims[3]};
   if (job->dim < 1 || job->dim > GK_ATTENTION_MAX_DIM || cache->dims[0] != job->batch || cache->dims[1] != k->kv_heads ||
       in[QKV].dims[2] != (k->heads + 2 * k->kv_heads) * job->dim || gk_elements(&in[SEQLENS_K]) < job->batch ||
       (in[FRESH].data && gk_elements(&in[FRESH]) != job->batch))
     return gk_fail(k->api, "GroupQueryAttention: the shapes of q, k, v, the caches and the lengths do not go together");
-  job->qkv = in[QKV].data, job->seqlens_k = in[SEQLENS_K].data, job->fresh = in[FRESH].data;
+  job->query_token = in[QKV].dims[2], job->query_batch = job->sequence * job->query_token;
+  job->key_token = job->dim, job->key_head = cache->dims[2] * job->dim, job->key_batch = k->kv_heads * job->key_head;
+  job->query = in[QKV].data, job->seqlens_k = in[SEQLENS_K].data, job->fresh = in[FRESH].data;
   job->scale = k->scale != 0 ? k->scale : 1 / sqrtf((float)job->dim);
   job->window = k->window > 0 ? k->window : 0;
   int64_t positions = 0;
@@ -84,7 +86,7 @@ static void *describe(const attention_kernel *k, const gk_tensor in[INPUTS], gk_
       return gk_fail(k->api, "GroupQueryAttention: the rotary tables do not fit heads of %lld", (long long)job->dim);
     job->cos = in[COS].data, job->sin = in[SIN].data, job->half = in[COS].dims[1], positions = in[COS].dims[0];
   }
-  return check_lengths(k, job, positions);
+  return check_lengths(k, job, cache->dims[2], positions);
 }
 
 static void *compute(void *kernel, void *context) {

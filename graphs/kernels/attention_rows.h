@@ -11,6 +11,11 @@
 
 GK_INLINE __mmask16 gk_first_lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
+static inline int64_t gk_fresh(const gk_attention *job, int64_t b) { return job->fresh ? job->fresh[b] : job->sequence; }
+
+// Where the first key or value of a kv head is.
+static inline float *gk_cache(const gk_attention *job, float *cache, int64_t b, int64_t h) { return cache + b * job->key_batch + h * job->key_head; }
+
 // out = x times factor, its first 2·half elements rotated by the angles of position (the two halves are a pair's parts).
 static inline void gk_rotate(const gk_attention *job, const float *x, int64_t position, float factor, float *out) {
   int64_t half = job->cos ? job->half : 0;

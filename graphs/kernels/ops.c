@@ -14,11 +14,12 @@
 
 #include "attention_op.h"
 #include "nbits_op.h"
+#include "open_attention_op.h"
 #include "rows_op.h"
 #endif
 
 // The C API version whose OrtCustomOp ort.h describes.
-enum { VERSION = 22, OPS = 4 };
+enum { VERSION = 22, OPS = 5 };
 
 typedef struct {
   gk_op op; // first, so that a gk_op * is one of these
@@ -136,9 +137,9 @@ char *gk_ops_register(const void *const *api, void *session_options, int process
   char *why = NULL;
 #if defined(__x86_64__)
   if (processor & GK_HAS_VNNI) {
-    void (*const contrib[])(gk_op *) = {gk_nbits_op, gk_attention_op};
+    void (*const contrib[])(gk_op *) = {gk_nbits_op, gk_attention_op, gk_open_attention_op};
     void (*const own[])(gk_op *) = {gk_rows_op, gk_rows_bias_op};
-    why = offer(api, session_options, processor, set, "com.microsoft", &set->contrib, contrib, processor & GK_HAS_AMX ? 2 : 1);
+    why = offer(api, session_options, processor, set, "com.microsoft", &set->contrib, contrib, processor & GK_HAS_AMX ? 3 : 1);
     if (!why) why = offer(api, session_options, processor, set, "glimpse", &set->own, own, 2);
   }
 #endif

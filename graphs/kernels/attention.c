@@ -1,7 +1,8 @@
 // See attention.h. The heads that share keys and values are rows of one product: a tile is 16 pairs of token and head.
 //
-// Products are of bfloat16 tiles, but a float32 factor is the sum of three bfloat16, of whose nine products the three smallest are left
-// out: 24 bits of each factor count, and results are as near to exact ones as those of float32 arithmetic. Softmax is computed a block of keys at a time with
+// Products are of bfloat16 tiles, but a float32 factor is the sum of several bfloat16, of whose products the smallest are left out. With
+// three parts and six products 24 bits of each factor count, and results are as near to exact ones as those of float32 arithmetic; with
+// two and three, for graphs whose other layers are quantized, 16 bits, where int8 activations have 8. Softmax is computed a block of keys at a time with
 // running maxima (Milakov and Gimelshein 2018). Keys and values are turned into tiles as they are met, for a group of row tiles at once.
 //
 // A row's result depends on its own tokens alone, to the last bit, and not on how many of them a step brings, but for a single one
@@ -16,7 +17,7 @@
 #include "scratch.h"
 #include "x86.h"
 
-enum { ROWS = 16, KEYS = 128, GROUP = 8, TILE = 16 * 32, PARTS = 3 };
+enum { ROWS = 16, KEYS = 128, GROUP = 16, TILE = 16 * 32, MOST_PARTS = 3 };
 
 static int64_t depth_of(int64_t dim) { return (dim + 31) / 32 * 32; }
 static int64_t width_of(int64_t dim) { return (dim + 15) / 16 * 16; }
@@ -74,29 +75,29 @@ GK_INLINE GK_TARGET_VNNI __m512i nearest_pair(__m512 *even, __m512 *odd) {
 
 // A block of keys as left operands: [key tile][chunk of 32 dims][part][16 keys][32]. Keys from count on are zero.
 // The block's values, which are read next and not in their order, are fetched meanwhile.
-GK_TARGET_AMX static void load_keys(const float *keys, const float *values, int64_t apart, int64_t count, int64_t dim, uint16_t *out) {
+GK_INLINE GK_TARGET_AMX void load_keys(int parts, const float *keys, const float *values, int64_t apart, int64_t count, int64_t dim, uint16_t *out) {
   int64_t chunks = depth_of(dim) / 32;
   for (int64_t j = 0; j < KEYS && j < (count + 31) / 32 * 32; j++) {
-    for (int64_t i = 0; j < count && i < dim; i += 16) _mm_prefetch((const char *)(values + j * apart + i), _MM_HINT_T0);
+    for (int64_t i = 0; j < count && i < dim; i += 16) _mm_prefetch((const char *)(values + j * apart + i), _MM_HINT_T1);
     for (int64_t c = 0; c < chunks; c++) {
       int64_t left = j < count ? dim - 32 * c : 0;
       __m512 a = _mm512_maskz_loadu_ps(gk_first_lanes(left), keys + j * apart + 32 * c);
       __m512 b = _mm512_maskz_loadu_ps(gk_first_lanes(left - 16), keys + j * apart + 32 * c + 16);
-      uint16_t *to = out + (j / 16 * chunks + c) * PARTS * TILE + j % 16 * 32;
-      for (int p = 0; p < PARTS; p++) _mm512_store_si512(to + p * TILE, nearest(&a, &b));
+      uint16_t *to = out + (j / 16 * chunks + c) * parts * TILE + j % 16 * 32;
+      for (int p = 0; p < parts; p++) _mm512_store_si512(to + p * TILE, nearest(&a, &b));
     }
   }
 }
 
 // A block of values as right operands: [chunk of 32 keys][dim tile][part][16 pairs of keys][16 dims][2].
-GK_TARGET_AMX static void load_values(const float *values, const float *next, int64_t apart, int64_t count, int64_t dim, uint16_t *out) {
+GK_INLINE GK_TARGET_AMX void load_values(int parts, const float *values, const float *next, int64_t apart, int64_t count, int64_t dim, uint16_t *out) {
   for (int64_t j = 0; j < KEYS && j < count; j += 2) {
     for (int64_t d = 0; d < dim; d += 16) {
       __mmask16 lanes = gk_first_lanes(dim - d);
       __m512 even = _mm512_maskz_loadu_ps(lanes, values + j * apart + d);
       __m512 odd = _mm512_maskz_loadu_ps(j + 1 < count ? lanes : 0, values + (j + 1) * apart + d);
-      uint16_t *to = out + (j / 32 * (width_of(dim) / 16) + d / 16) * PARTS * TILE + j % 32 * 16;
-      for (int p = 0; p < PARTS; p++) _mm512_store_si512(to + p * TILE, nearest_pair(&even, &odd));
+      uint16_t *to = out + (j / 32 * (width_of(dim) / 16) + d / 16) * parts * TILE + j % 32 * 16;
+      for (int p = 0; p < parts; p++) _mm512_store_si512(to + p * TILE, nearest_pair(&even, &odd));
       // The next block's keys.
       _mm_prefetch((const char *)(next + j * apart + d), _MM_HINT_T1);
       _mm_prefetch((const char *)(next + (j + 1) * apart + d), _MM_HINT_T1);
@@ -105,8 +106,8 @@ GK_TARGET_AMX static void load_values(const float *values, const float *next, in
   // The rest of a chunk meets weights of zero, which not every bit pattern stays zero with.
   for (int64_t j = (count + 1) / 2 * 2; j < KEYS && j % 32 != 0; j += 2)
     for (int64_t d = 0; d < dim; d += 16)
-      for (int p = 0; p < PARTS; p++)
-        _mm512_store_si512(out + ((j / 32 * (width_of(dim) / 16) + d / 16) * PARTS + p) * TILE + j % 32 * 16, _mm512_setzero_si512());
+      for (int p = 0; p < parts; p++)
+        _mm512_store_si512(out + ((j / 32 * (width_of(dim) / 16) + d / 16) * parts + p) * TILE + j % 32 * 16, _mm512_setzero_si512());
 }
 
 // Tile operands of a group's queries, and what its rows have gathered so far.
@@ -120,7 +121,7 @@ typedef struct {
   float *out;           // [16 rows][dims up to a multiple of 16]
 } row_tile;
 
-GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64_t h, row_tile *tile) {
+GK_INLINE GK_TARGET_AMX void load_queries(int parts, const gk_attention *job, int64_t b, int64_t h, row_tile *tile) {
   int64_t dim = job->dim, share = job->heads / job->kv_heads, place = first_place(job, b), depth = depth_of(dim);
   float rows[ROWS][GK_ATTENTION_MAX_DIM] __attribute__((aligned(64)));
   for (int64_t r = 0; r < ROWS; r++) {
@@ -139,7 +140,7 @@ GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64
   tile->first_place = tile->place[0];
   tile->last_place = tile->place[ROWS - 1];
   for (int64_t c = 0; c < depth / 32; c++) {
-    for (int p = 0; p < PARTS; p++) {
+    for (int p = 0; p < parts; p++) {
       __m512i v[16];
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; r++) {
@@ -150,16 +151,16 @@ GK_TARGET_AMX static void load_queries(const gk_attention *job, int64_t b, int64
       }
       gk_transpose(v);
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) _mm512_store_si512(tile->queries + (c * PARTS + p) * TILE + i * 32, v[i]);
+      for (int i = 0; i < 16; i++) _mm512_store_si512(tile->queries + (c * parts + p) * TILE + i * 32, v[i]);
     }
   }
   memset(tile->out, 0, (size_t)(width_of(dim) * ROWS) * sizeof(float));
 }
 
 // The products of a tile in three parts with up to four others, chunks deep: out[i] is where the other tile i's 16 × 16 sums go, in
-// rows of row bytes. step is from one chunk to the next of the others, each PARTS tiles apart in a chunk or chunks · PARTS tiles.
+// rows of row bytes. step is from one chunk to the next of the others, each parts tiles apart in a chunk or chunks · parts tiles.
 // left says that the others are the left operands.
-GK_INLINE GK_TARGET_AMX void multiply(int left, const uint16_t *one, const uint16_t *others, int64_t apart, int64_t step, int64_t count, int64_t chunks,
+GK_INLINE GK_TARGET_AMX void multiply(int parts, int left, const uint16_t *one, const uint16_t *others, int64_t apart, int64_t step, int64_t count, int64_t chunks,
                                       float *out, int64_t out_apart, int64_t row) {
 #define PRODUCT(sums, part) \
   do { \
@@ -171,21 +172,23 @@ GK_INLINE GK_TARGET_AMX void multiply(int left, const uint16_t *one, const uint1
     _tile_loadd(7, others + c * step + (i)*apart, 64); \
     PRODUCT(i, 4); \
     PRODUCT(i, 5); \
-    PRODUCT(i, 6); \
+    if (parts > 2) PRODUCT(i, 6); \
     _tile_loadd(7, others + c * step + (i)*apart + TILE, 64); \
     PRODUCT(i, 4); \
-    PRODUCT(i, 5); \
-    _tile_loadd(7, others + c * step + (i)*apart + 2 * TILE, 64); \
-    PRODUCT(i, 4); \
+    if (parts > 2) { \
+      PRODUCT(i, 5); \
+      _tile_loadd(7, others + c * step + (i)*apart + 2 * TILE, 64); \
+      PRODUCT(i, 4); \
+    } \
   }
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t c = 0; c < chunks; c++) {
-    _tile_loadd(4, one + c * PARTS * TILE, 64);
-    _tile_loadd(5, one + (c * PARTS + 1) * TILE, 64);
-    _tile_loadd(6, one + (c * PARTS + 2) * TILE, 64);
+    _tile_loadd(4, one + c * parts * TILE, 64);
+    _tile_loadd(5, one + (c * parts + 1) * TILE, 64);
+    if (parts > 2) _tile_loadd(6, one + (c * parts + 2) * TILE, 64);
     PRODUCTS(0)
     PRODUCTS(1)
     PRODUCTS(2)
@@ -201,7 +204,7 @@ GK_INLINE GK_TARGET_AMX void multiply(int left, const uint16_t *one, const uint1
 
 // Turns the scores [keys][16 rows] of a block into weights as left operands [chunk of 32 keys][part][16 rows][32], and finds what
 // earlier sums are multiplied by. Keys are at the places from on; limited says that not every row sees all of them.
-GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, const float *scores, int64_t from, int64_t keys, int limited,
+GK_INLINE GK_TARGET_VNNI void soften(int parts, const gk_attention *job, row_tile *tile, const float *scores, int64_t from, int64_t keys, int limited,
                                      uint16_t *weights, float *factors) {
   const __m512i place = _mm512_load_si512(tile->place);
   const __m512i first = job->window > 0 ? _mm512_sub_epi32(place, _mm512_set1_epi32((int)job->window)) : _mm512_set1_epi32(-1);
@@ -212,19 +215,19 @@ GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, co
            : (__mmask16)0xffff)
   for (int64_t j = 0; j < keys; j++) most = _mm512_mask_max_ps(most, SEEN(j), most, _mm512_load_ps(scores + j * ROWS));
   for (int64_t c = 0; c < keys / 32; c++) {
-    __m512i v[PARTS][16];
+    __m512i v[MOST_PARTS][16];
 #pragma GCC unroll 4
     for (int p = 0; p < 16; p++) {
       int64_t j = 32 * c + 2 * p;
       __m512 even = _mm512_maskz_mov_ps(SEEN(j), gk_power(_mm512_sub_ps(_mm512_load_ps(scores + j * ROWS), most)));
       __m512 odd = _mm512_maskz_mov_ps(SEEN(j + 1), gk_power(_mm512_sub_ps(_mm512_load_ps(scores + (j + 1) * ROWS), most)));
       sum = _mm512_add_ps(sum, _mm512_add_ps(even, odd));
-      for (int i = 0; i < PARTS; i++) v[i][p] = nearest_pair(&even, &odd);
+      for (int i = 0; i < parts; i++) v[i][p] = nearest_pair(&even, &odd);
     }
-    for (int i = 0; i < PARTS; i++) {
+    for (int i = 0; i < parts; i++) {
       gk_transpose(v[i]);
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; r++) _mm512_store_si512(weights + (c * PARTS + i) * TILE + r * 32, v[i][r]);
+      for (int r = 0; r < 16; r++) _mm512_store_si512(weights + (c * parts + i) * TILE + r * 32, v[i][r]);
     }
   }
 #undef SEEN
@@ -236,26 +239,26 @@ GK_INLINE GK_TARGET_VNNI void soften(const gk_attention *job, row_tile *tile, co
 
 // What a part needs beside its row tiles.
 typedef struct {
-  uint16_t keys[PARTS * KEYS * GK_ATTENTION_MAX_DIM];
-  uint16_t values[PARTS * KEYS * GK_ATTENTION_MAX_DIM];
-  uint16_t weights[PARTS * KEYS * ROWS];
+  uint16_t keys[MOST_PARTS * KEYS * GK_ATTENTION_MAX_DIM];
+  uint16_t values[MOST_PARTS * KEYS * GK_ATTENTION_MAX_DIM];
+  uint16_t weights[MOST_PARTS * KEYS * ROWS];
   float scores[KEYS * ROWS];
   float products[GK_ATTENTION_MAX_DIM * ROWS];
   row_tile tiles[GROUP];
-  uint16_t queries[GROUP][PARTS * ROWS * GK_ATTENTION_MAX_DIM];
+  uint16_t queries[GROUP][MOST_PARTS * ROWS * GK_ATTENTION_MAX_DIM];
   float out[GROUP][GK_ATTENTION_MAX_DIM * ROWS];
 } attend_work;
 
-GK_TARGET_AMX static void attend_block(const gk_attention *job, attend_work *w, row_tile *tile, int64_t from, int64_t keys) {
+GK_INLINE GK_TARGET_AMX void attend_block(int parts, const gk_attention *job, attend_work *w, row_tile *tile, int64_t from, int64_t keys) {
   int64_t chunks = depth_of(job->dim) / 32, dims = width_of(job->dim);
   float factors[ROWS] __attribute__((aligned(64)));
   for (int64_t k = 0; k < keys / 16; k += 4)
-    multiply(1, tile->queries, w->keys + k * chunks * PARTS * TILE, chunks * PARTS * TILE, PARTS * TILE, keys / 16 - k, chunks, w->scores + k * 256, 256, 64);
+    multiply(parts, 1, tile->queries, w->keys + k * chunks * parts * TILE, chunks * parts * TILE, parts * TILE, keys / 16 - k, chunks, w->scores + k * 256, 256, 64);
   if (from + keys - 1 > tile->first_place || (job->window > 0 && from <= tile->last_place - job->window))
-    soften(job, tile, w->scores, from, keys, 1, w->weights, factors);
-  else soften(job, tile, w->scores, from, keys, 0, w->weights, factors);
+    soften(parts, job, tile, w->scores, from, keys, 1, w->weights, factors);
+  else soften(parts, job, tile, w->scores, from, keys, 0, w->weights, factors);
   for (int64_t d = 0; d < dims / 16; d += 4)
-    multiply(0, w->weights, w->values + d * PARTS * TILE, PARTS * TILE, dims / 16 * PARTS * TILE, dims / 16 - d, keys / 32, w->products + d * 16, 16, dims * 4);
+    multiply(parts, 0, w->weights, w->values + d * parts * TILE, parts * TILE, dims / 16 * parts * TILE, dims / 16 - d, keys / 32, w->products + d * 16, 16, dims * 4);
   for (int64_t r = 0; r < ROWS; r++) {
     __m512 factor = _mm512_set1_ps(factors[r]);
     for (int64_t d = r * dims; d < (r + 1) * dims; d += 16)
@@ -277,8 +280,7 @@ GK_TARGET_VNNI static void finish(const gk_attention *job, int64_t b, int64_t h,
 
 size_t gk_attention_attend_parts(const gk_attention *job) { return (size_t)(job->batch * job->kv_heads * job->groups); }
 
-GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
-  const gk_attention *job = state;
+GK_INLINE GK_TARGET_AMX void attend(int parts, const gk_attention *job, size_t part) {
   // The last tokens see the most: they come first, so that no long part is left at the end.
   int64_t group = job->groups - 1 - (int64_t)part / (job->batch * job->kv_heads), rest = (int64_t)part % (job->batch * job->kv_heads);
   int64_t b = rest / job->kv_heads, h = rest % job->kv_heads, rows = gk_fresh(job, b) * (job->heads / job->kv_heads), dim = job->dim;
@@ -295,7 +297,7 @@ GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
     tile->first_row = first + count * ROWS;
     tile->last_row = tile->first_row + ROWS < rows ? tile->first_row + ROWS : rows;
     tile->queries = w->queries[count], tile->out = w->out[count];
-    load_queries(job, b, h, tile);
+    load_queries(parts, job, b, h, tile);
   }
   gk_tiles shapes = gk_tile_shapes(64);
   _tile_loadconfig(&shapes);
@@ -303,15 +305,24 @@ GK_TARGET_AMX void gk_attention_attend(void *state, size_t part) {
   if (job->window > 0 && w->tiles[0].first_place >= job->window) from = (w->tiles[0].first_place - job->window + 1) / KEYS * KEYS;
   const float *keys = gk_cache(job, job->key, b, h), *values = gk_cache(job, job->value, b, h);
   for (; from < end; from += KEYS) {
-    load_keys(keys + from * job->key_token, values + from * job->key_token, job->key_token, end - from, dim, w->keys);
-    load_values(values + from * job->key_token, keys + (from + KEYS) * job->key_token, job->key_token, end - from, dim, w->values);
+    load_keys(parts, keys + from * job->key_token, values + from * job->key_token, job->key_token, end - from, dim, w->keys);
+    load_values(parts, values + from * job->key_token, keys + (from + KEYS) * job->key_token, job->key_token, end - from, dim, w->values);
     int64_t loaded = end - from < KEYS ? (end - from + 31) / 32 * 32 : KEYS;
     for (int64_t t = 0; t < count; t++)
-      if (from <= w->tiles[t].last_place) attend_block(job, w, &w->tiles[t], from, loaded);
+      if (from <= w->tiles[t].last_place) attend_block(parts, job, w, &w->tiles[t], from, loaded);
   }
   _tile_release();
   for (int64_t t = 0; t < count; t++) finish(job, b, h, &w->tiles[t]);
   gk_scratch_give(w);
+}
+
+GK_TARGET_AMX static void attend_close(const gk_attention *job, size_t part) { attend(3, job, part); }
+GK_TARGET_AMX static void attend_near(const gk_attention *job, size_t part) { attend(2, job, part); }
+
+void gk_attention_attend(void *state, size_t part) {
+  const gk_attention *job = state;
+  if (job->near) attend_near(job, part);
+  else attend_close(job, part);
 }
 
 #endif

@@ -20,6 +20,7 @@ typedef struct {
   float scale; // of q·k
   float *out;  // [batch, sequence, heads·dim]; zero where a row has no token
 
+  int near; // 16 bits of the factors are enough
   int open;
   const int32_t *keys; // open: how many of key_length are attended to; null: all
   int64_t key_length;

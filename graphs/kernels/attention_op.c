@@ -20,12 +20,13 @@ typedef struct {
   int64_t heads, kv_heads, window;
   int rotary;
   float scale;
+  const int *quantized;
 } attention_kernel;
 
 static void *create(const gk_op *op, const void *table, const void *info, void **kernel) {
-  (void)op;
   gk_api api = table;
   attention_kernel k;
+  k.quantized = gk_op_quantized(op);
   k.api = api;
   k.heads = gk_attribute(api, info, "num_heads", 0);
   k.kv_heads = gk_attribute(api, info, "kv_num_heads", 0);
@@ -106,6 +107,7 @@ static void *compute(void *kernel, void *context) {
   size_t bytes = (size_t)gk_elements(&in[PAST_KEY]) * sizeof(float);
   if (key != in[PAST_KEY].data) memcpy(key, in[PAST_KEY].data, bytes);
   if (value != in[PAST_VALUE].data) memcpy(value, in[PAST_VALUE].data, bytes);
+  job.near = *k->quantized;
   job.out = out, job.key = key, job.value = value;
   if (job.batch == 0 || job.sequence == 0) return NULL;
   gk_attention_plan(&job);

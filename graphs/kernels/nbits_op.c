@@ -60,6 +60,7 @@ static void *create(const gk_op *op, const void *table, const void *info, void *
       (k.block != 32 && k.block != 64 && k.block != 128 && k.block != 256))
     return gk_fail(api, GK_NOT_OURS "MatMulNBits of K %lld, N %lld, %lld bits, blocks of %lld, accuracy level %lld", (long long)k.k,
                    (long long)k.n, (long long)k.bits, (long long)k.block, (long long)level);
+  gk_op_set_quantized(op);
   nbits_kernel *made = malloc(sizeof *made);
   if (!made) return gk_fail(api, "no memory for a kernel");
   *made = k;

@@ -17,12 +17,12 @@ typedef struct {
   gk_api api;
   int64_t heads;
   float scale;
+  const int *quantized;
 } open_kernel;
 
 static void *create(const gk_op *op, const void *table, const void *info, void **kernel) {
-  (void)op;
   gk_api api = table;
-  open_kernel k = {api, gk_attribute(api, info, "num_heads", 0), gk_attribute_float(api, info, "scale", 0)};
+  open_kernel k = {api, gk_attribute(api, info, "num_heads", 0), gk_attribute_float(api, info, "scale", 0), gk_op_quantized(op)};
   static const size_t absent[] = {BIAS, ATTENTION_BIAS, PAST_KEY, PAST_VALUE, PAST_LENGTH, INDIRECTION};
   int ours = k.heads > 0 && gk_attribute(api, info, "unidirectional", 0) == 0 && gk_has_input(api, info, KEY) && gk_has_input(api, info, VALUE);
   for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) ours = ours && !gk_has_input(api, info, absent[i]);
@@ -74,7 +74,7 @@ static void *compute(void *kernel, void *context) {
   if (!bad) bad = describe(k, in, &job);
   if (!bad) bad = gk_output(k->api, context, 0, in[QUERY].dims, 3, &out);
   if (bad || job.batch == 0 || job.sequence == 0) return bad;
-  job.out = out;
+  job.out = out, job.near = *k->quantized;
   gk_attention_plan(&job);
   return gk_parallel(k->api, context, gk_attention_attend, gk_attention_attend_parts(&job), &job);
 }

@@ -25,6 +25,7 @@ typedef struct {
   gk_op op; // first, so that a gk_op * is one of these
   int processor;
   gk_packer *packer; // null: weights stay where they are
+  int *quantized;    // of the set
 } own_op;
 
 struct gk_ops {
@@ -32,12 +33,15 @@ struct gk_ops {
   own_op ops[OPS];
   int count;
   gk_packer packer;
-  int pack;
+  int pack, quantized;
 };
 
 int gk_op_processor(const gk_op *op) { return ((const own_op *)op)->processor; }
 
 gk_packer *gk_op_packer(const gk_op *op) { return ((const own_op *)op)->packer; }
+
+void gk_op_set_quantized(const gk_op *op) { *((const own_op *)op)->quantized = 1; }
+const int *gk_op_quantized(const gk_op *op) { return ((const own_op *)op)->quantized; }
 
 int64_t gk_elements(const gk_tensor *t) {
   if (!t->data) return 0;
@@ -121,6 +125,7 @@ static char *offer(gk_api api, void *session_options, int processor, gk_ops *set
   for (int i = 0; i < count && !why; i++) {
     own_op *o = &set->ops[set->count++];
     defaults(o, processor);
+    o->quantized = &set->quantized;
     if (set->pack) o->packer = &set->packer;
     define[i](&o->op);
     why = message(api, GK_CALL(GK_CustomOpDomain_Add, void *(*)(void *, const gk_op *))(*domain, &o->op));

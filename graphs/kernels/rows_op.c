@@ -18,6 +18,7 @@ static void *make(const gk_op *op, const void *table, int bias, void **kernel) {
   gk_api api = table;
   rows_kernel *k = malloc(sizeof *k);
   if (!k) return gk_fail(api, "no memory for a kernel");
+  gk_op_set_quantized(op);
   *k = (rows_kernel){api, gk_op_processor(op) & GK_HAS_AMX, bias};
   *kernel = k;
   return NULL;

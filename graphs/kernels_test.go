@@ -51,6 +51,7 @@ func floats(values []float32) []byte {
 type linear struct {
 	k, n, bits, block int64 // block 0: RowLinear
 	bias              bool
+	half              bool // scales are float16's
 }
 
 func (l linear) String() string {
@@ -69,6 +70,9 @@ func (l linear) write(t *testing.T) string {
 		values := make([]float32, count)
 		for i := range values {
 			values[i] = (r.Float32() + 0.1) * most
+			if l.half {
+				values[i] = math.Float32frombits(math.Float32bits(values[i]) &^ 0x1fff)
+			}
 		}
 		return values
 	}
@@ -165,9 +169,9 @@ func TestKernelsOfLinearLayers(t *testing.T) {
 		t.Skip("no kernels of ours for this processor")
 	}
 	rt := open(t)
-	layers := []linear{{256, 96, 4, 32, false}, {256, 50, 4, 128, true}, {96, 48, 4, 32, true}, {160, 33, 4, 64, false}, {1000, 40, 4, 256, false}, {90, 17, 8, 64, false},
-		{2112, 64, 4, 32, false}, {2112, 64, 4, 128, true}, {256, 96, 8, 32, true}, {512, 72, 8, 128, false}, {1000, 40, 8, 256, false},
-		{256, 96, 0, 0, true}, {64, 16, 0, 0, false}, {70, 33, 0, 0, true}, {70, 5, 0, 0, false}, {1152, 200, 0, 0, true}, {2100, 64, 0, 0, false}}
+	layers := []linear{{256, 96, 4, 32, false, false}, {256, 50, 4, 128, true, false}, {96, 48, 4, 32, true, false}, {160, 33, 4, 64, false, false}, {1000, 40, 4, 256, false, false}, {90, 17, 8, 64, false, false},
+		{2112, 64, 4, 32, false, false}, {2112, 64, 4, 128, true, false}, {256, 96, 8, 32, true, false}, {512, 72, 8, 128, false, false}, {1000, 40, 8, 256, false, false},
+		{256, 96, 0, 0, true, false}, {64, 16, 0, 0, false, false}, {70, 33, 0, 0, true, false}, {70, 5, 0, 0, false, false}, {1152, 200, 0, 0, true, false}, {2100, 64, 0, 0, false, false}}
 	for _, l := range layers {
 		t.Run(l.String(), func(t *testing.T) {
 			path := l.write(t)
@@ -196,7 +200,8 @@ func TestPackedWeightsChangeNothing(t *testing.T) {
 		t.Skip("no kernels of ours for this processor")
 	}
 	rt := open(t)
-	for _, l := range []linear{{256, 96, 4, 32, false}, {1000, 40, 4, 256, true}, {90, 17, 8, 64, false}, {2112, 70, 4, 128, true}, {200, 33, 4, 64, false}} {
+	for _, l := range []linear{{256, 96, 4, 32, false, false}, {1000, 40, 4, 256, true, false}, {90, 17, 8, 64, false, false}, {2112, 70, 4, 128, true, false}, {200, 33, 4, 64, false, false},
+		{256, 96, 4, 32, false, true}, {2112, 70, 4, 128, true, true}, {90, 17, 8, 64, false, true}} {
 		path := l.write(t)
 		plain, err := rt.Load(t.Context(), path, graphs.SessionOptions{Threads: 2})
 		if err != nil {

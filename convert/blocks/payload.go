@@ -128,7 +128,7 @@ const searchedScales = 12
 
 // quantizer says how to quantize rows of the weight.
 func (p *blockPayload) quantizer(ctx context.Context) (blocks quantize.Blocks, c *quantize.Compensator, err error) {
-	blocks = quantize.Blocks{Bits: p.bits, Block: p.block}
+	blocks = quantize.Blocks{Bits: p.bits, Block: p.block, HalfScales: true}
 	if p.bits > 4 {
 		return blocks, nil, nil
 	}

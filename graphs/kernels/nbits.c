@@ -146,9 +146,10 @@ typedef struct {
 
 static int64_t chunk_bytes(const gk_nbits *job) { return CHUNK * job->bits / 8; }
 static int64_t packed_weights(const gk_nbits *job) { return (job->k + CHUNK - 1) / CHUNK * PANEL * chunk_bytes(job); }
-static int64_t panel_bytes(const gk_nbits *job) { return packed_weights(job) + (job->blocks + 3) / 4 * 4 * PANEL * 4; }
+static int64_t panel_bytes(const gk_nbits *job) { return packed_weights(job) + (job->blocks + 3) / 4 * 4 * PANEL * (job->half ? 2 : 4); }
 
-static panel_place place_of(const gk_nbits *job, int64_t panel) {
+// scales is room for a panel's scales in float32 by block, used where they are packed as float16.
+GK_TARGET_VNNI static panel_place place_of(const gk_nbits *job, int64_t panel, float *scales) {
   panel_place p = {.n0 = panel_start(job, panel)};
   if (job->packed) {
     p.weights = job->packed + panel * panel_bytes(job);
@@ -157,6 +158,12 @@ static panel_place place_of(const gk_nbits *job, int64_t panel) {
     p.scale_row = 1, p.scale_block = PANEL;
     p.next = (const char *)p.weights + panel_bytes(job);
     p.next_scales = p.next + packed_weights(job);
+    if (job->half) {
+      const char *from = (const char *)p.scales;
+      for (int64_t b = 0; b < job->blocks; b++)
+        _mm512_store_ps(scales + b * PANEL, _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(from + b * PANEL * 2))));
+      p.scales = scales;
+    }
     return p;
   }
   p.weights = job->weights + p.n0 * job->row_bytes;
@@ -170,7 +177,7 @@ static panel_place place_of(const gk_nbits *job, int64_t panel) {
 
 // Fetches the next panel's scales, which are read here and there.
 static void fetch_scales(const gk_nbits *job, const panel_place *p) {
-  for (int64_t i = 0; i < PANEL * job->blocks * 4; i += 64) _mm_prefetch(p->next_scales + i, _MM_HINT_T1);
+  for (int64_t i = 0; i < PANEL * job->blocks * (job->half ? 2 : 4); i += 64) _mm_prefetch(p->next_scales + i, _MM_HINT_T1);
 }
 
 // Scales of a panel by block: out[block][16 rows].
@@ -288,7 +295,7 @@ GK_INLINE GK_TARGET_VNNI void row_panel(const gk_nbits *job, int bits, int packe
 
 GK_TARGET_VNNI static void multiply_rows(const gk_nbits *job, int64_t panel, int64_t end, float *scales) {
   for (; panel < end; panel++) {
-    panel_place p = place_of(job, panel);
+    panel_place p = place_of(job, panel, scales);
     const float *by_block = job->packed ? p.scales : scales;
     if (!job->packed) panel_scales(job, p.n0, scales);
     fetch_scales(job, &p);
@@ -428,16 +435,16 @@ GK_TARGET_VNNI static void store_tile(const gk_nbits *job, int64_t n0, int64_t t
 // Columns of a panel that are unpacked at once: with their activations they fit the first cache.
 enum { SPAN = 1024 };
 
-// Work: the unpacked span, and 16 × 16 sums a tile of activations.
-static size_t tiles_work(const gk_nbits *job) { return (size_t)(PANEL * SPAN + row_tiles(job) * 256 * 4); }
+// Work: the unpacked span, 16 × 16 sums a tile of activations, and a panel's scales.
+static size_t tiles_work(const gk_nbits *job) { return (size_t)(PANEL * SPAN + row_tiles(job) * 256 * 4 + (job->blocks + 4) * PANEL * 4); }
 
 GK_INLINE GK_TARGET_AMX void multiply_tiles(const gk_nbits *job, int block, int64_t panel, int64_t end, void *work) {
   gk_tiles shapes = gk_tile_shapes(block < 64 ? block : 64);
   int8_t *w = work;
-  float *sums = (float *)(w + PANEL * SPAN);
+  float *sums = (float *)(w + PANEL * SPAN), *scales = sums + row_tiles(job) * 256;
   _tile_loadconfig(&shapes);
   for (; panel < end; panel++) {
-    panel_place p = place_of(job, panel);
+    panel_place p = place_of(job, panel, scales);
     int64_t tiles = row_tiles(job);
     memset(sums, 0, (size_t)tiles * 256 * sizeof *sums);
     fetch_scales(job, &p);
@@ -479,7 +486,7 @@ void gk_nbits_multiply(void *state, size_t part) {
 size_t gk_nbits_packed_bytes(const gk_nbits *job) { return (size_t)((job->n + PANEL - 1) / PANEL * panel_bytes(job)); }
 
 GK_TARGET_VNNI void gk_nbits_pack(const gk_nbits *job, int64_t panel, uint8_t *packed) {
-  panel_place p = place_of(job, panel);
+  panel_place p = place_of(job, panel, NULL);
   uint8_t *out = packed + panel * panel_bytes(job);
   for (int64_t at = 0; at < packed_weights(job) / PANEL; at += chunk_bytes(job)) {
     int64_t left = job->row_bytes - at < chunk_bytes(job) ? job->row_bytes - at : chunk_bytes(job);
@@ -488,7 +495,24 @@ GK_TARGET_VNNI void gk_nbits_pack(const gk_nbits *job, int64_t panel, uint8_t *p
       memset(out + left, 0, (size_t)(chunk_bytes(job) - left));
     }
   }
-  panel_scales(job, p.n0, (float *)out);
+  if (!job->half) {
+    panel_scales(job, p.n0, (float *)out);
+    return;
+  }
+  for (int64_t b = 0; b < job->blocks; b++, out += PANEL * 2) {
+    float scales[PANEL];
+    for (int64_t i = 0; i < PANEL; i++) scales[i] = p.scales[i * job->blocks + b];
+    _mm256_storeu_si256((__m256i *)out, _mm512_cvtps_ph(_mm512_loadu_ps(scales), _MM_FROUND_TO_NEAREST_INT));
+  }
+}
+
+GK_TARGET_VNNI int gk_nbits_half_scales(const gk_nbits *job) {
+  for (int64_t i = 0; i < job->n * job->blocks; i += 16) {
+    int64_t left = job->n * job->blocks - i;
+    __m512 v = _mm512_maskz_loadu_ps(left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1), job->scales + i);
+    if (_mm512_cmp_ps_mask(v, _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)), _CMP_NEQ_UQ)) return 0;
+  }
+  return 1;
 }
 
 #endif

@@ -15,6 +15,7 @@ typedef struct {
   const uint8_t *weights;
   const float *scales;
   const float *bias; // null for none
+  int half; // packed scales are float16, which holds all of them exactly
   const uint8_t *packed; // weights and scales as gk_nbits_pack has laid them out; null: they are read where they are
   float *y;
 
@@ -38,6 +39,8 @@ void gk_nbits_multiply(void *job, size_t part);
 
 // Lays weights and scales out in the order in which they are read, a panel of 16 rows at a time; results are the same to the last
 // bit. There are ceil(n/16) panels; packed has gk_nbits_packed_bytes.
+// Whether every scale is a float16.
+int gk_nbits_half_scales(const gk_nbits *job);
 size_t gk_nbits_packed_bytes(const gk_nbits *job);
 void gk_nbits_pack(const gk_nbits *job, int64_t panel, uint8_t *packed);
 

@@ -14,6 +14,7 @@ typedef struct {
   int amx;
   int64_t k, n, bits, block;
   gk_packing packing;
+  int half; // of packed scales; set before packing.packed
 } nbits_kernel;
 
 static gk_nbits describe(const nbits_kernel *k) {
@@ -22,10 +23,24 @@ static gk_nbits describe(const nbits_kernel *k) {
                     .row_bytes = blocks * k->block * k->bits / 8};
 }
 
-static void pack(void *kernel, uint8_t *out) {
-  nbits_kernel *k = kernel;
+// The weights where the graph has them.
+static gk_nbits unpacked(const nbits_kernel *k) {
   gk_nbits job = describe(k);
   job.weights = k->packing.sources[0], job.scales = k->packing.sources[1];
+  return job;
+}
+
+static size_t measure(void *kernel) {
+  nbits_kernel *k = kernel;
+  gk_nbits job = unpacked(k);
+  job.half = k->half = gk_nbits_half_scales(&job);
+  return gk_nbits_packed_bytes(&job);
+}
+
+static void pack(void *kernel, uint8_t *out) {
+  nbits_kernel *k = kernel;
+  gk_nbits job = unpacked(k);
+  job.half = k->half;
   for (int64_t panel = 0; panel * 16 < job.n; panel++) gk_nbits_pack(&job, panel, out);
 }
 
@@ -36,7 +51,7 @@ static void *offer_packing(nbits_kernel *k, gk_packer *packer, const void *info)
   void *bad = gk_constant(k->api, info, 1, &weights);
   if (!bad) bad = gk_constant(k->api, info, 2, &scales);
   if (bad || gk_elements(&weights) != job.n * job.row_bytes || gk_elements(&scales) != job.n * job.blocks) return bad;
-  k->packing = (gk_packing){.layer = k, .bytes = gk_nbits_packed_bytes(&job), .pack = pack, .sources = {weights.data, scales.data},
+  k->packing = (gk_packing){.layer = k, .measure = measure, .pack = pack, .sources = {weights.data, scales.data},
                             .source_bytes = {(size_t)(job.n * job.row_bytes), (size_t)(job.n * job.blocks) * sizeof(float)}};
   gk_packer_add(packer, &k->packing);
   return NULL;
@@ -92,6 +107,7 @@ static void *inputs(nbits_kernel *k, void *context, gk_nbits *job, gk_tensor *x)
     return gk_fail(k->api, "MatMulNBits: the last dimension of A is not K = %lld", (long long)k->k);
   for (size_t i = 0; i + 1 < x->rank; i++) job->rows *= x->dims[i];
   job->packed = atomic_load_explicit(&k->packing.packed, memory_order_acquire);
+  job->half = job->packed && k->half;
   job->x = x->data, job->weights = weights.data, job->scales = scales.data, job->bias = bias.data;
   return NULL;
 }

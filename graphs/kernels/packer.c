@@ -76,6 +76,7 @@ static uint8_t *allocate(size_t bytes) {
 void gk_packer_run(gk_packer *p) {
   if (!large_pages()) return;
   for (gk_packing *layer = p->first; layer && !atomic_load(&p->stop); layer = layer->next) {
+    layer->bytes = layer->measure(layer->layer);
     uint8_t *out = allocate(layer->bytes);
     if (!out) return;
     layer->pack(layer->layer, out);

@@ -10,11 +10,12 @@
 typedef struct gk_packing gk_packing;
 struct gk_packing {
   void *layer;
-  size_t bytes;                                               // of the packed form
-  void (*pack)(void *layer, uint8_t *out);                    // lays it out
-  const void *sources[2];                                     // what is not read any more then
+  size_t (*measure)(void *layer);          // the packed form's size
+  void (*pack)(void *layer, uint8_t *out); // lays it out
+  const void *sources[2];                  // what is not read any more then
   size_t source_bytes[2];
-  _Atomic(uint8_t *) packed;                                  // null until it is ready
+  size_t bytes;                            // what measure found
+  _Atomic(uint8_t *) packed;               // null until it is ready
   gk_packing *next;
 };
 

@@ -180,9 +180,17 @@ func TestKernelsOfLinearLayers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer session.Close()
+			plain, err := rt.Load(t.Context(), path, graphs.SessionOptions{Threads: 2, WithoutTiles: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer plain.Close()
 			for _, rows := range []int64{1, 2, 3, 4, 15, 16, 17, 33, 70} {
 				x := randomRows(rows, l.k)
 				ours := runRows(t, rt, session, x, l.k, l.n)
+				if !slices.Equal(ours, runRows(t, rt, plain, x, l.k, l.n)) {
+					t.Fatalf("%d rows differ with and without tiles", rows)
+				}
 				compareRows(t, ours, runLinear(t, rt, path, graphs.SessionOptions{Threads: 1, StockKernels: true}, x, l.k, l.n), l.n)
 				for r := range rows {
 					if alone := runRows(t, rt, session, x[r*l.k:(r+1)*l.k], l.k, l.n); !slices.Equal(alone, ours[r*l.n:(r+1)*l.n]) {

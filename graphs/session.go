@@ -49,6 +49,8 @@ type SessionOptions struct {
 	Optimization Optimization
 	// StockKernels leaves everything to ONNX Runtime's own kernels, also where package kernels has faster ones.
 	StockKernels bool
+	// WithoutTiles keeps our kernels from AMX, as if the processor had none.
+	WithoutTiles bool
 	// PackWeights lets kernels of ours copy weights into an order that is read faster, after loading and beside runs. For graphs
 	// that read all their weights for a few rows at a time: a decoder.
 	PackWeights bool
@@ -184,6 +186,9 @@ func (s *Session) create(ctx context.Context, device Device, options SessionOpti
 	processor := kernels.Processor(0)
 	if device == CPU && !options.StockKernels {
 		processor = s.runtime.processor()
+		if options.WithoutTiles {
+			processor &^= kernels.AMX
+		}
 	}
 	err := s.createWith(ctx, device, processor, options)
 	if err != nil && processor != 0 && ctx.Err() == nil {

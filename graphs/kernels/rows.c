@@ -114,34 +114,53 @@ GK_TARGET_AMX static void multiply_tiles(const gk_rows *job, int64_t panel, int6
   _tile_release();
 }
 
-// One row of activations by a panel of weights, without tiles. Weights become unsigned by adding 128, which is taken off again.
-GK_TARGET_VNNI static void row_panel(const gk_rows *job, int64_t n0, int64_t count, int64_t row) {
+// Without tiles: up to FEW rows of activations by FEW rows of weights at once. Weights become unsigned by adding 128, which is taken off
+// again; levels end in zeros, so what stands for weights behind a row's end does not matter.
+enum { FEW = 4 };
+
+GK_INLINE GK_TARGET_VNNI void multiply_few(const gk_rows *job, int64_t n0, int64_t outputs, int64_t first, int64_t rows) {
   const gk_nbits *lay = &job->lay;
-  const int8_t *levels = lay->levels + row * lay->padded;
   const __m512i half = _mm512_set1_epi8((char)128);
-  float step = lay->steps[row * 5];
-  int32_t correction = lay->sums[row * 5];
-  for (int64_t i = 0; i < count; i++) {
-    __m512i sum = _mm512_setzero_si512();
-    const int8_t *w = job->weights + (n0 + i) * lay->k;
-    int64_t k = 0;
-    for (; k + DEPTH <= lay->k; k += DEPTH)
-      sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(_mm512_loadu_si512(w + k), half), _mm512_loadu_si512(levels + k));
-    if (k < lay->k) { // levels end in zeros, so what stands for the missing weights does not matter
-      __m512i rest = _mm512_maskz_loadu_epi8(((__mmask64)1 << (lay->k - k)) - 1, w + k);
-      sum = _mm512_dpbusd_epi32(sum, _mm512_xor_si512(rest, half), _mm512_loadu_si512(levels + k));
+  const int8_t *w[FEW], *a[FEW];
+  __m512i sums[FEW][FEW];
+  for (int i = 0; i < FEW; i++) { // the last one again where there are fewer
+    w[i] = job->weights + (n0 + (i < outputs ? i : outputs - 1)) * lay->k;
+    a[i] = lay->levels + (first + (i < rows ? i : rows - 1)) * lay->padded;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < FEW; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < FEW; j++) sums[i][j] = _mm512_setzero_si512();
+  for (int64_t k = 0; k < lay->k; k += DEPTH) {
+    __mmask64 m = lay->k - k >= DEPTH ? ~(__mmask64)0 : ((__mmask64)1 << (lay->k - k)) - 1;
+    __m512i weights[FEW];
+#pragma GCC unroll 4
+    for (int i = 0; i < FEW; i++) weights[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(m, w[i] + k), half);
+#pragma GCC unroll 4
+    for (int j = 0; j < FEW; j++) {
+      __m512i levels = _mm512_loadu_si512(a[j] + k);
+#pragma GCC unroll 4
+      for (int i = 0; i < FEW; i++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], weights[i], levels);
     }
-    float y = (float)(_mm512_reduce_add_epi32(sum) - correction) * (lay->scales[n0 + i] * step);
-    if (lay->bias) y += lay->bias[n0 + i];
-    lay->y[row * lay->n + n0 + i] = y;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < FEW; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < FEW; j++) {
+      if (i >= outputs || j >= rows) continue;
+      int32_t sum = _mm512_reduce_add_epi32(sums[i][j]) - lay->sums[(first + j) * 5];
+      float y = (float)sum * (lay->scales[n0 + i] * lay->steps[(first + j) * 5]);
+      if (lay->bias) y += lay->bias[n0 + i];
+      lay->y[(first + j) * lay->n + n0 + i] = y;
+    }
   }
 }
 
-static void multiply_rows(const gk_rows *job, int64_t panel, int64_t end) {
-  for (; panel < end; panel++) {
-    int64_t n0 = panel * PANEL, count = job->lay.n - n0 < PANEL ? job->lay.n - n0 : PANEL;
-    for (int64_t r = 0; r < job->lay.rows; r++) row_panel(job, n0, count, r);
-  }
+GK_TARGET_VNNI static void multiply_rows(const gk_rows *job, int64_t panel, int64_t end) {
+  int64_t to = end * PANEL < job->lay.n ? end * PANEL : job->lay.n;
+  for (int64_t n = panel * PANEL; n < to; n += FEW)
+    for (int64_t r = 0; r < job->lay.rows; r += FEW)
+      multiply_few(job, n, to - n < FEW ? to - n : FEW, r, job->lay.rows - r < FEW ? job->lay.rows - r : FEW);
 }
 
 size_t gk_rows_multiply_parts(const gk_rows *job) { return (size_t)((panels(job) + job->panels_a_task - 1) / job->panels_a_task); }

@@ -60,8 +60,12 @@ func (d *decoder) chooseWideRows(ctx context.Context, m *manifest.Manifest, opts
 	return nil
 }
 
-// measureWideRows times steps of both graphs on slot 0, whose cache nobody reads yet.
+// measureWideRows times steps of both graphs on slot 0, whose cache nobody reads yet. The prefill graph has to be the faster one for two
+// sizes in a row: what else the machine does may slow the other one down once.
 func (d *decoder) measureWideRows(ctx context.Context) (int, error) {
+	d.session.Settle()
+	d.wide.Settle()
+	faster := 0 // the size before, where the prefill graph was the faster one
 	s := newStep(1)
 	most := min(d.tokenMap.Cap(), d.arena.Spec().Capacity)
 	for _, n := range crossoverSizes {
@@ -90,9 +94,17 @@ func (d *decoder) measureWideRows(ctx context.Context) (int, error) {
 				}
 			}
 		}
-		if took[1] <= took[0] {
-			return n, nil
+		switch {
+		case took[1] > took[0]:
+			faster = 0
+		case faster > 0:
+			return faster, nil
+		default:
+			faster = n
 		}
+	}
+	if faster > 0 {
+		return faster, nil
 	}
 	return min(most, crossoverSizes[len(crossoverSizes)-1]), nil
 }

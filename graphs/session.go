@@ -307,6 +307,9 @@ func (e *environment) sessionOptions(options SessionOptions) (*ort.SessionOption
 	return native, nil
 }
 
+// Settle waits until the graph runs as fast as it will: until SessionOptions.PackWeights has done its work. For measurements.
+func (s *Session) Settle() { s.kernels.Wait() }
+
 // Inputs lists the inputs that must be given, in the graph's order.
 func (s *Session) Inputs() []Port { return slices.Clone(s.inputs) }
 

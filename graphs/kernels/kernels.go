@@ -84,6 +84,13 @@ func (s *Set) Pack(run func(func())) {
 	}()
 }
 
+// Wait returns when Pack is done.
+func (s *Set) Wait() {
+	if s != nil {
+		s.packing.Wait()
+	}
+}
+
 // Stop ends Pack. It comes before the sessions of the set are closed.
 func (s *Set) Stop() {
 	if s != nil && s.ops != nil {

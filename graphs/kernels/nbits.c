@@ -160,7 +160,8 @@ GK_TARGET_VNNI static panel_place place_of(const gk_nbits *job, int64_t panel, f
     p.next_scales = p.next + packed_weights(job);
     if (job->half) {
       const char *from = (const char *)p.scales;
-      for (int64_t b = 0; b < job->blocks; b++)
+      // Up to a whole chunk: behind the last block there are zeros, which meet steps of zero.
+      for (int64_t b = 0; b < (job->blocks + 3) / 4 * 4; b++)
         _mm512_store_ps(scales + b * PANEL, _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(from + b * PANEL * 2))));
       p.scales = scales;
     }
@@ -499,9 +500,9 @@ GK_TARGET_VNNI void gk_nbits_pack(const gk_nbits *job, int64_t panel, uint8_t *p
     panel_scales(job, p.n0, (float *)out);
     return;
   }
-  for (int64_t b = 0; b < job->blocks; b++, out += PANEL * 2) {
+  for (int64_t b = 0; b < (job->blocks + 3) / 4 * 4; b++, out += PANEL * 2) {
     float scales[PANEL];
-    for (int64_t i = 0; i < PANEL; i++) scales[i] = p.scales[i * job->blocks + b];
+    for (int64_t i = 0; i < PANEL; i++) scales[i] = b < job->blocks ? p.scales[i * job->blocks + b] : 0;
     _mm256_storeu_si256((__m256i *)out, _mm512_cvtps_ph(_mm512_loadu_ps(scales), _MM_FROUND_TO_NEAREST_INT));
   }
 }

@@ -292,10 +292,29 @@ func (s *Source) Count(ctx context.Context) int64 {
 	return n
 }
 
+// readUntil is r until ctx ends: whoever reads from a pipe or a terminal may wait there for ever, and nothing else wakes the call. What
+// is read after the end is lost, and the goroutine that reads stays until the system lets it go.
+func readUntil(ctx context.Context, r io.Reader) io.ReadCloser {
+	out, in := io.Pipe()
+	go func() {
+		_, err := io.Copy(in, r)
+		in.CloseWithError(err)
+	}()
+	stop := context.AfterFunc(ctx, func() { in.CloseWithError(context.Cause(ctx)) })
+	return readCloser{out, func() error { stop(); return out.Close() }}
+}
+
+type readCloser struct {
+	io.Reader
+	close func() error
+}
+
+func (r readCloser) Close() error { return r.close() }
+
 // open opens a root as a stream.
 func (s *Source) open(ctx context.Context, name string) (io.ReadCloser, error) {
 	if name == "-" {
-		return io.NopCloser(s.o.Stdin), nil
+		return readUntil(ctx, s.o.Stdin), nil
 	}
 	if _, ok := Scheme(name); ok {
 		return s.o.Store.Open(ctx, name)

@@ -34,5 +34,8 @@
 // session that is already loaded, log messages, the version of a library before
 // it is used.
 //
+// Sessions on the CPU get operators of package kernels, which computes some of ONNX
+// Runtime's faster on the processors that it fits.
+//
 // The package supports Linux.
 package graphs

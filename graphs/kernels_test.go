@@ -262,3 +262,24 @@ func compareRows(t *testing.T, ours, stock []float32, n int64) {
 		}
 	}
 }
+
+// What is no number, or without bounds, stays visible in its row, and there alone: it has no level of int8 to hide behind.
+func TestKernelsKeepWhatIsNoNumber(t *testing.T) {
+	if kernels.This() == 0 {
+		t.Skip("no kernels of ours for this processor")
+	}
+	rt := open(t)
+	for _, l := range []linear{{256, 48, 4, 32, true, false}, {256, 48, 4, 128, false, false}, {256, 48, 8, 64, false, false}, {256, 48, 0, 0, true, false}} {
+		for _, rows := range []int64{1, 3, 20} {
+			for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+				x := randomRows(rows, l.k)
+				x[(rows-1)*l.k+77] = float32(bad)
+				for i, y := range runLinear(t, rt, l.write(t), graphs.SessionOptions{Threads: 1}, x, l.k, l.n) {
+					if last := int64(i) >= (rows-1)*l.n; math.IsNaN(float64(y)) != last {
+						t.Fatalf("%s, %v in row %d of %d: row %d has %v", l, bad, rows-1, rows, int64(i)/l.n, y)
+					}
+				}
+			}
+		}
+	}
+}

@@ -291,7 +291,10 @@ GK_INLINE GK_TARGET_AMX void attend(int parts, const gk_attention *job, size_t p
     return;
   }
   attend_work *w = gk_scratch_take(sizeof *w);
-  if (!w) __builtin_trap();
+  if (!w) {
+    gk_failed(job->failed);
+    return;
+  }
   for (; count < GROUP && first + count * ROWS < rows; count++) {
     row_tile *tile = &w->tiles[count];
     tile->first_row = first + count * ROWS;

@@ -19,6 +19,7 @@ typedef struct {
   int64_t key_batch, key_head, key_token;
   float scale; // of q·k
   float *out;  // [batch, sequence, heads·dim]; zero where a row has no token
+  int *failed; // set to 1 by a part that had no memory
 
   int near; // 16 bits of the factors are enough
   int open;

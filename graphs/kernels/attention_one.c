@@ -112,7 +112,10 @@ GK_TARGET_VNNI static void gather(one_work *w, const float *values, int64_t apar
 
 GK_TARGET_VNNI void gk_attend_one(const gk_attention *job, int64_t b, int64_t h) {
   one_work *w = gk_scratch_take(sizeof *w);
-  if (!w) __builtin_trap();
+  if (!w) {
+    gk_failed(job->failed);
+    return;
+  }
   int64_t dim = job->dim, share = job->heads / job->kv_heads, place = job->seqlens_k[b], from = 0;
   if (job->window > 0 && place >= job->window) from = place - job->window + 1;
   const float *keys = gk_cache(job, job->key, b, h), *values = gk_cache(job, job->value, b, h);

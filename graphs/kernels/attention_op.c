@@ -1,5 +1,5 @@
 // GroupQueryAttention as a custom operator: attributes and tensors checked, then attention.c.
-#include "attention_op.h"
+#include "op.h"
 
 #if defined(__x86_64__)
 
@@ -33,7 +33,7 @@ static void *create(const gk_op *op, const void *table, const void *info, void *
   k.window = gk_attribute(api, info, "local_window_size", -1);
   k.rotary = gk_attribute(api, info, "do_rotary", 0) != 0;
   k.scale = gk_attribute_float(api, info, "scale", 0);
-  if (k.heads < 1 || k.kv_heads < 1 || k.heads % k.kv_heads != 0 || gk_attribute(api, info, "rotary_interleaved", 0) != 0 ||
+  if (k.heads < 1 || k.heads > GK_LARGEST || k.kv_heads < 1 || k.kv_heads > GK_LARGEST || k.heads % k.kv_heads != 0 || gk_attribute(api, info, "rotary_interleaved", 0) != 0 ||
       gk_attribute(api, info, "causal", 1) != 1 || gk_attribute(api, info, "smooth_softmax", 0) > 0 ||
       gk_attribute(api, info, "qk_output", 0) != 0 || gk_attribute(api, info, "kv_cache_bit_width", 0) != 0 ||
       gk_attribute_float(api, info, "softcap", 0) != 0)
@@ -80,7 +80,7 @@ static void *describe(const attention_kernel *k, const gk_tensor in[INPUTS], gk_
   job->key_token = job->dim, job->key_head = cache->dims[2] * job->dim, job->key_batch = k->kv_heads * job->key_head;
   job->query = in[QKV].data, job->seqlens_k = in[SEQLENS_K].data, job->fresh = in[FRESH].data;
   job->scale = k->scale != 0 ? k->scale : 1 / sqrtf((float)job->dim);
-  job->window = k->window > 0 ? k->window : 0;
+  job->window = k->window > 0 && k->window < INT32_MAX ? k->window : 0;
   int64_t positions = 0;
   if (k->rotary) {
     if (in[COS].rank != 2 || in[SIN].rank != 2 || memcmp(in[COS].dims, in[SIN].dims, 2 * sizeof(int64_t)) || 2 * in[COS].dims[1] > job->dim)
@@ -107,41 +107,26 @@ static void *compute(void *kernel, void *context) {
   size_t bytes = (size_t)gk_elements(&in[PAST_KEY]) * sizeof(float);
   if (key != in[PAST_KEY].data) memcpy(key, in[PAST_KEY].data, bytes);
   if (value != in[PAST_VALUE].data) memcpy(value, in[PAST_VALUE].data, bytes);
-  job.near = *k->quantized;
+  int failed = 0;
+  job.near = *k->quantized, job.failed = &failed;
   job.out = out, job.key = key, job.value = value;
   if (job.batch == 0 || job.sequence == 0) return NULL;
   gk_attention_plan(&job);
   bad = gk_parallel(k->api, context, gk_attention_extend, gk_attention_extend_parts(&job), &job);
   if (!bad) bad = gk_parallel(k->api, context, gk_attention_attend, gk_attention_attend_parts(&job), &job);
+  if (!bad && failed) bad = gk_fail(k->api, "GroupQueryAttention: no memory");
   return bad;
 }
 
-static const char *name(const gk_op *op) { return (void)op, "GroupQueryAttention"; }
-static size_t input_count(const gk_op *op) { return (void)op, INPUTS; }
-static int input_type(const gk_op *op, size_t i) {
-  (void)op;
-  switch (i) {
-    case SEQLENS_K: case TOTAL: case FRESH: return GK_INT32;
-    case POSITIONS: return GK_INT64;
-    default: return GK_FLOAT;
-  }
-}
-static int input_characteristic(const gk_op *op, size_t i) {
-  return (void)op, i == QKV || i == SEQLENS_K || i == TOTAL ? GK_REQUIRED : GK_OPTIONAL;
-}
-static size_t output_count(const gk_op *op) { return (void)op, 3; }
-static int output_type(const gk_op *op, size_t i) { return (void)op, (void)i, GK_FLOAT; }
+static const int types[INPUTS] = {
+    [QKV] = GK_FLOAT, [KEY] = GK_FLOAT, [VALUE] = GK_FLOAT, [PAST_KEY] = GK_FLOAT, [PAST_VALUE] = GK_FLOAT, [SEQLENS_K] = GK_INT32,
+    [TOTAL] = GK_INT32, [COS] = GK_FLOAT, [SIN] = GK_FLOAT, [POSITIONS] = GK_INT64, [BIAS] = GK_FLOAT, [SINK] = GK_FLOAT,
+    [K_SCALE] = GK_FLOAT, [V_SCALE] = GK_FLOAT, [EXTRA_14] = GK_FLOAT, [EXTRA_15] = GK_FLOAT, [FRESH] = GK_INT32,
+};
 
-void gk_attention_op(gk_op *op) {
-  op->get_name = name;
-  op->get_input_count = input_count;
-  op->get_input_type = input_type;
-  op->get_input_characteristic = input_characteristic;
-  op->get_output_count = output_count;
-  op->get_output_type = output_type;
-  op->create_kernel_v2 = create;
-  op->compute_v2 = compute;
-  op->destroy = free;
-}
+const gk_kind gk_attention_kind = {
+    .name = "GroupQueryAttention", .inputs = types, .input_count = INPUTS, .optional = ~(uint64_t)(1 << QKV | 1 << SEQLENS_K | 1 << TOTAL),
+    .output_count = 3, .create = create, .compute = compute, .destroy = free,
+};
 
 #endif

@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__)
 
+#include <float.h>
+#include <math.h>
+
 #include "scratch.h"
 #include "x86.h"
 
@@ -44,12 +47,17 @@ GK_TARGET_VNNI static void quantize_row(const gk_nbits *job, const float *x, int
     int64_t from = b * job->block, to = from + job->block;
     if (to > job->padded) to = job->padded;
     __m512 largest = _mm512_setzero_ps();
+    __mmask16 no_number = 0;
     for (int64_t i = from; i < to; i += 16) {
       int64_t left = job->k - i;
       __mmask16 m = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(m, x + i)));
+      __m512 v = _mm512_maskz_loadu_ps(m, x + i);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
+      no_number |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     }
+    // What is no number, or without bounds, has no level: the results are no numbers either, as the engine expects of a broken model.
     float most = _mm512_reduce_max_ps(largest);
+    if (no_number || most > FLT_MAX) most = NAN;
     float step = most / 127, inverse = most > 0 ? 127 / most : 0;
     __m512i sum = _mm512_setzero_si512();
     for (int64_t i = from; i < to; i += 16) {
@@ -91,7 +99,10 @@ GK_TARGET_VNNI static void quantize_tile(const gk_nbits *job, int64_t tile) {
   float *steps = job->steps + tile * 16 * padded_blocks(job);
   int32_t *sums = job->sums + tile * 16 * padded_blocks(job);
   int8_t *rows = gk_scratch_take((size_t)(16 * size));
-  if (!rows) __builtin_trap();
+  if (!rows) {
+    gk_failed(job->failed);
+    return;
+  }
   for (int64_t r = 0; r < 16; r++) {
     int64_t row = tile * 16 + r;
     if (row < job->rows) {
@@ -475,7 +486,10 @@ void gk_nbits_multiply(void *state, size_t part) {
   int64_t panels = (job->n + PANEL - 1) / PANEL, panel = (int64_t)part * job->panels_a_task;
   int64_t end = panel + job->panels_a_task < panels ? panel + job->panels_a_task : panels;
   void *work = gk_scratch_take(tiled(job) ? tiles_work(job) : (size_t)(64 * (job->blocks + 8)));
-  if (!work) __builtin_trap();
+  if (!work) {
+    gk_failed(job->failed);
+    return;
+  }
   if (!tiled(job)) multiply_rows(job, panel, end, work);
   else if (job->block == 32) multiply_tiles_32(job, panel, end, work);
   else if (job->block == 64) multiply_tiles_64(job, panel, end, work);

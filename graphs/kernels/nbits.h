@@ -18,6 +18,7 @@ typedef struct {
   int half; // packed scales are float16, which holds all of them exactly
   const uint8_t *packed; // weights and scales as gk_nbits_pack has laid them out; null: they are read where they are
   float *y;
+  int *failed; // set to 1 by a part that had no memory
 
   int amx; // use tiles where that is faster
   // What gk_nbits_prepare lays out in work:

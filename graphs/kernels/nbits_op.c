@@ -1,5 +1,5 @@
 // MatMulNBits as a custom operator: attributes and tensors checked, then nbits.c.
-#include "nbits_op.h"
+#include "op.h"
 
 #if defined(__x86_64__)
 
@@ -71,7 +71,7 @@ static void *create(const gk_op *op, const void *table, const void *info, void *
   k.bits = gk_attribute(api, info, "bits", 4);
   k.block = gk_attribute(api, info, "block_size", 0);
   int64_t level = gk_attribute(api, info, "accuracy_level", 0);
-  if (k.k < 1 || k.n < 16 || (k.bits != 4 && k.bits != 8) || level != 4 ||
+  if (k.k < 1 || k.k > GK_LARGEST || k.n < 16 || k.n > GK_LARGEST || (k.bits != 4 && k.bits != 8) || level != 4 ||
       (k.block != 32 && k.block != 64 && k.block != 128 && k.block != 256))
     return gk_fail(api, GK_NOT_OURS "MatMulNBits of K %lld, N %lld, %lld bits, blocks of %lld, accuracy level %lld", (long long)k.k,
                    (long long)k.n, (long long)k.bits, (long long)k.block, (long long)level);
@@ -124,36 +124,23 @@ static void *compute(void *kernel, void *context) {
   void *y;
   bad = gk_output(k->api, context, 0, dims, x.rank, &y);
   if (bad || job.rows == 0) return bad;
-  job.y = y;
+  int failed = 0;
+  job.y = y, job.failed = &failed;
   void *work = gk_scratch_take(gk_nbits_work(&job));
   if (!work) return gk_fail(k->api, "MatMulNBits: no memory for %lld rows", (long long)job.rows);
   gk_nbits_layout(&job, work);
   bad = gk_parallel(k->api, context, gk_nbits_quantize, gk_nbits_quantize_parts(&job), &job);
   if (!bad) bad = gk_parallel(k->api, context, gk_nbits_multiply, gk_nbits_multiply_parts(&job), &job);
+  if (!bad && failed) bad = gk_fail(k->api, "MatMulNBits: no memory");
   gk_scratch_give(work);
   return bad;
 }
 
-static const char *name(const gk_op *op) { return (void)op, "MatMulNBits"; }
-static size_t input_count(const gk_op *op) { return (void)op, 6; }
-static int input_type(const gk_op *op, size_t i) {
-  static const int types[] = {GK_FLOAT, GK_UINT8, GK_FLOAT, GK_UINT8, GK_INT32, GK_FLOAT};
-  return (void)op, types[i];
-}
-static int input_characteristic(const gk_op *op, size_t i) { return (void)op, i < 3 ? GK_REQUIRED : GK_OPTIONAL; }
-static size_t output_count(const gk_op *op) { return (void)op, 1; }
-static int output_type(const gk_op *op, size_t i) { return (void)op, (void)i, GK_FLOAT; }
+static const int types[] = {GK_FLOAT, GK_UINT8, GK_FLOAT, GK_UINT8, GK_INT32, GK_FLOAT};
 
-void gk_nbits_op(gk_op *op) {
-  op->get_name = name;
-  op->get_input_count = input_count;
-  op->get_input_type = input_type;
-  op->get_input_characteristic = input_characteristic;
-  op->get_output_count = output_count;
-  op->get_output_type = output_type;
-  op->create_kernel_v2 = create;
-  op->compute_v2 = compute;
-  op->destroy = destroy;
-}
+const gk_kind gk_nbits_kind = {
+    .name = "MatMulNBits", .inputs = types, .input_count = 6, .optional = 1 << 3 | 1 << 4 | 1 << 5, .output_count = 1,
+    .create = create, .compute = compute, .destroy = destroy,
+};
 
 #endif

@@ -1,6 +1,6 @@
 // MultiHeadAttention as a custom operator, for attention without a mask or to the first keys of each row: towers, Q-Formers, windows
 // and cross-attention.
-#include "open_attention_op.h"
+#include "op.h"
 
 #if defined(__x86_64__)
 
@@ -74,28 +74,22 @@ static void *compute(void *kernel, void *context) {
   if (!bad) bad = describe(k, in, &job);
   if (!bad) bad = gk_output(k->api, context, 0, in[QUERY].dims, 3, &out);
   if (bad || job.batch == 0 || job.sequence == 0) return bad;
-  job.out = out, job.near = *k->quantized;
+  int failed = 0;
+  job.out = out, job.near = *k->quantized, job.failed = &failed;
   gk_attention_plan(&job);
-  return gk_parallel(k->api, context, gk_attention_attend, gk_attention_attend_parts(&job), &job);
+  bad = gk_parallel(k->api, context, gk_attention_attend, gk_attention_attend_parts(&job), &job);
+  if (!bad && failed) bad = gk_fail(k->api, "MultiHeadAttention: no memory");
+  return bad;
 }
 
-static const char *name(const gk_op *op) { return (void)op, "MultiHeadAttention"; }
-static size_t input_count(const gk_op *op) { return (void)op, INPUTS; }
-static int input_type(const gk_op *op, size_t i) { return (void)op, i == LENGTHS || i == PAST_LENGTH || i == INDIRECTION ? GK_INT32 : GK_FLOAT; }
-static int input_characteristic(const gk_op *op, size_t i) { return (void)op, i == QUERY ? GK_REQUIRED : GK_OPTIONAL; }
-static size_t output_count(const gk_op *op) { return (void)op, 1; }
-static int output_type(const gk_op *op, size_t i) { return (void)op, (void)i, GK_FLOAT; }
+static const int types[INPUTS] = {
+    [QUERY] = GK_FLOAT, [KEY] = GK_FLOAT, [VALUE] = GK_FLOAT, [BIAS] = GK_FLOAT, [LENGTHS] = GK_INT32, [ATTENTION_BIAS] = GK_FLOAT,
+    [PAST_KEY] = GK_FLOAT, [PAST_VALUE] = GK_FLOAT, [PAST_LENGTH] = GK_INT32, [INDIRECTION] = GK_INT32,
+};
 
-void gk_open_attention_op(gk_op *op) {
-  op->get_name = name;
-  op->get_input_count = input_count;
-  op->get_input_type = input_type;
-  op->get_input_characteristic = input_characteristic;
-  op->get_output_count = output_count;
-  op->get_output_type = output_type;
-  op->create_kernel_v2 = create;
-  op->compute_v2 = compute;
-  op->destroy = free;
-}
+const gk_kind gk_open_attention_kind = {
+    .name = "MultiHeadAttention", .inputs = types, .input_count = INPUTS, .optional = ~(uint64_t)(1 << QUERY), .output_count = 1,
+    .create = create, .compute = compute, .destroy = free,
+};
 
 #endif

@@ -12,10 +12,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "attention_op.h"
-#include "nbits_op.h"
-#include "open_attention_op.h"
-#include "rows_op.h"
 #endif
 
 // The C API version whose OrtCustomOp ort.h describes.
@@ -23,6 +19,7 @@ enum { VERSION = 22, OPS = 5 };
 
 typedef struct {
   gk_op op; // first, so that a gk_op * is one of these
+  const gk_kind *kind;
   int processor;
   gk_packer *packer; // null: weights stay where they are
   int *quantized;    // of the set
@@ -82,7 +79,14 @@ int gk_processor(void) { return 0; }
 
 #endif
 
+static const gk_kind *kind(const gk_op *op) { return ((const own_op *)op)->kind; }
+static const char *name(const gk_op *op) { return kind(op)->name; }
 static const char *provider(const gk_op *op) { return (void)op, "CPUExecutionProvider"; }
+static int input_type(const gk_op *op, size_t i) { return kind(op)->inputs[i]; }
+static size_t input_count(const gk_op *op) { return kind(op)->input_count; }
+static int input_characteristic(const gk_op *op, size_t i) { return kind(op)->optional >> i & 1 ? GK_OPTIONAL : GK_REQUIRED; }
+static int output_type(const gk_op *op, size_t i) { return (void)op, (void)i, GK_FLOAT; }
+static size_t output_count(const gk_op *op) { return kind(op)->output_count; }
 static int required(const gk_op *op, size_t i) { return (void)op, (void)i, GK_REQUIRED; }
 static int default_memory(const gk_op *op, size_t i) { return (void)op, (void)i, 0; }
 static int one(const gk_op *op) { return (void)op, 1; }
@@ -90,23 +94,18 @@ static int any_version(const gk_op *op) { return (void)op, 1 << 30; }
 static size_t no_map(int **inputs, int **outputs) { return *inputs = NULL, *outputs = NULL, 0; }
 static void free_map(int *inputs, int *outputs) { (void)inputs, (void)outputs; }
 
-static void defaults(own_op *o, int processor) {
-  memset(o, 0, sizeof *o);
-  o->processor = processor;
-  o->op.version = VERSION;
-  o->op.get_provider = provider;
-  o->op.get_output_characteristic = required;
-  o->op.get_input_memory_type = default_memory;
-  o->op.get_variadic_input_min = one;
-  o->op.get_variadic_input_homogeneous = one;
-  o->op.get_variadic_output_min = one;
-  o->op.get_variadic_output_homogeneous = one;
-  o->op.get_start_version = one;
-  o->op.get_end_version = any_version;
-  o->op.get_may_inplace = no_map;
-  o->op.release_may_inplace = free_map;
-  o->op.get_alias_map = no_map;
-  o->op.release_alias_map = free_map;
+static void define(own_op *o, const gk_kind *kind) {
+  o->kind = kind;
+  o->op = (gk_op){
+      .version = VERSION, .get_name = name, .get_provider = provider,
+      .get_input_type = input_type, .get_input_count = input_count, .get_input_characteristic = input_characteristic,
+      .get_output_type = output_type, .get_output_count = output_count, .get_output_characteristic = required,
+      .get_input_memory_type = default_memory, .get_variadic_input_min = one, .get_variadic_input_homogeneous = one,
+      .get_variadic_output_min = one, .get_variadic_output_homogeneous = one,
+      .create_kernel_v2 = kind->create, .compute_v2 = kind->compute, .destroy = kind->destroy,
+      .get_start_version = one, .get_end_version = any_version,
+      .get_may_inplace = no_map, .release_may_inplace = free_map, .get_alias_map = no_map, .release_alias_map = free_map,
+  };
 }
 
 // A status as a message of ours.
@@ -118,16 +117,16 @@ static char *message(gk_api api, void *status) {
   return text;
 }
 
-// Makes a domain of the operators define[0..count−1] and offers it.
+// Makes a domain of the operators kinds[0..count−1] and offers it.
 static char *offer(gk_api api, void *session_options, int processor, gk_ops *set, const char *name, void **domain,
-                   void (*const *define)(gk_op *), int count) {
+                   const gk_kind *const *kinds, int count) {
   char *why = message(api, GK_CALL(GK_CreateCustomOpDomain, void *(*)(const char *, void **))(name, domain));
   for (int i = 0; i < count && !why; i++) {
     own_op *o = &set->ops[set->count++];
-    defaults(o, processor);
+    define(o, kinds[i]);
+    o->processor = processor;
     o->quantized = &set->quantized;
-    if (set->pack) o->packer = &set->packer;
-    define[i](&o->op);
+    o->packer = set->pack ? &set->packer : NULL;
     why = message(api, GK_CALL(GK_CustomOpDomain_Add, void *(*)(void *, const gk_op *))(*domain, &o->op));
   }
   if (!why) why = message(api, GK_CALL(GK_AddCustomOpDomain, void *(*)(void *, void *))(session_options, *domain));
@@ -142,8 +141,8 @@ char *gk_ops_register(const void *const *api, void *session_options, int process
   char *why = NULL;
 #if defined(__x86_64__)
   if (processor & GK_HAS_VNNI) {
-    void (*const contrib[])(gk_op *) = {gk_nbits_op, gk_attention_op, gk_open_attention_op};
-    void (*const own[])(gk_op *) = {gk_rows_op, gk_rows_bias_op};
+    const gk_kind *const contrib[] = {&gk_nbits_kind, &gk_attention_kind, &gk_open_attention_kind};
+    const gk_kind *const own[] = {&gk_rows_kind, &gk_rows_bias_kind};
     why = offer(api, session_options, processor, set, "com.microsoft", &set->contrib, contrib, processor & GK_HAS_AMX ? 3 : 1);
     if (!why) why = offer(api, session_options, processor, set, "glimpse", &set->own, own, 2);
   }

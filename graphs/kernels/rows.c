@@ -174,7 +174,10 @@ void gk_rows_multiply(void *state, size_t part) {
     return;
   }
   void *work = gk_scratch_take((size_t)(PANEL * job->lay.padded));
-  if (!work) __builtin_trap();
+  if (!work) {
+    gk_failed(job->lay.failed);
+    return;
+  }
   multiply_tiles(job, panel, end, work);
   gk_scratch_give(work);
 }

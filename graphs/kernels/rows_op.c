@@ -1,5 +1,5 @@
 // RowLinear and RowLinearBias as custom operators: tensors checked, then rows.c.
-#include "rows_op.h"
+#include "op.h"
 
 #if defined(__x86_64__)
 
@@ -58,43 +58,26 @@ static void *compute(void *kernel, void *context) {
   void *y;
   bad = gk_output(k->api, context, 0, dims, x.rank, &y);
   if (bad || job.lay.rows == 0) return bad;
-  job.lay.y = y;
+  int failed = 0;
+  job.lay.y = y, job.lay.failed = &failed;
   gk_rows_plan(&job);
   void *work = gk_scratch_take(gk_rows_work(&job));
   if (!work) return gk_fail(k->api, "RowLinear: no memory for %lld rows", (long long)job.lay.rows);
   gk_rows_layout(&job, work);
   bad = gk_parallel(k->api, context, gk_nbits_quantize, gk_nbits_quantize_parts(&job.lay), &job.lay);
   if (!bad) bad = gk_parallel(k->api, context, gk_rows_multiply, gk_rows_multiply_parts(&job), &job);
+  if (!bad && failed) bad = gk_fail(k->api, "RowLinear: no memory");
   gk_scratch_give(work);
   return bad;
 }
 
-static const char *name(const gk_op *op) { return (void)op, "RowLinear"; }
-static const char *name_bias(const gk_op *op) { return (void)op, "RowLinearBias"; }
-static size_t input_count(const gk_op *op) { return (void)op, 3; }
-static size_t input_count_bias(const gk_op *op) { return (void)op, 4; }
-static int input_type(const gk_op *op, size_t i) { return (void)op, i == 1 ? GK_INT8 : GK_FLOAT; }
-static int required(const gk_op *op, size_t i) { return (void)op, (void)i, GK_REQUIRED; }
-static size_t output_count(const gk_op *op) { return (void)op, 1; }
-static int output_type(const gk_op *op, size_t i) { return (void)op, (void)i, GK_FLOAT; }
+static const int types[] = {GK_FLOAT, GK_INT8, GK_FLOAT, GK_FLOAT};
 
-void gk_rows_op(gk_op *op) {
-  op->get_name = name;
-  op->get_input_count = input_count;
-  op->get_input_type = input_type;
-  op->get_input_characteristic = required;
-  op->get_output_count = output_count;
-  op->get_output_type = output_type;
-  op->create_kernel_v2 = create;
-  op->compute_v2 = compute;
-  op->destroy = free;
-}
-
-void gk_rows_bias_op(gk_op *op) {
-  gk_rows_op(op);
-  op->get_name = name_bias;
-  op->get_input_count = input_count_bias;
-  op->create_kernel_v2 = create_bias;
-}
+const gk_kind gk_rows_kind = {
+    .name = "RowLinear", .inputs = types, .input_count = 3, .output_count = 1, .create = create, .compute = compute, .destroy = free,
+};
+const gk_kind gk_rows_bias_kind = {
+    .name = "RowLinearBias", .inputs = types, .input_count = 4, .output_count = 1, .create = create_bias, .compute = compute, .destroy = free,
+};
 
 #endif

@@ -8,4 +8,7 @@
 void *gk_scratch_take(size_t bytes);
 void gk_scratch_give(void *block);
 
+// Notes, from any part of a call, that there was no memory.
+static inline void gk_failed(int *failed) { __atomic_store_n(failed, 1, __ATOMIC_RELAXED); }
+
 #endif
